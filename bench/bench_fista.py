@@ -1,0 +1,66 @@
+"""How fast is the layer, against every way to write it in PyTorch? Writes fista.csv."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from cases import CASES, LAYOUTS, MODES, NAMES, contender
+from harness import choose_allocator, console, interleave, provenance, show, update_csv
+from memory import peak_bytes
+
+# Whose memory a training step of the stems is compared.
+MEASURED_MEMORY = ("published", "cleaned", "compiled", "csc.fista", "CSCConv2d")
+
+
+def run_case(
+    case: str, mode: str, dtype: str, rounds: int, seconds: float, memory: bool
+) -> list[dict[str, object]]:
+    """All contenders of one case, interleaved; the rows without the machine's columns."""
+    torch._dynamo.reset()  # Each case compiles its own shapes, below the limit of recompilations.
+    pairs = [(name, layout) for name in NAMES for layout in LAYOUTS]
+    contenders = [contender(name, CASES[case], layout, mode, getattr(torch, dtype)) for name, layout in pairs]
+    if memory and mode == "training" and CASES[case].stem:
+        with console.status(f"{case}: memory"):
+            for one in contenders:
+                if one.name in MEASURED_MEMORY:
+                    one.peak_bytes = peak_bytes(case, one.name, one.layout, dtype)
+    interleave(contenders, f"{case}, {mode}, {dtype}", rounds=rounds, seconds=seconds)
+    return [{"case": case, "mode": mode, "dtype": dtype, **one.row()} for one in contenders]
+
+
+def main(
+    case: Annotated[str, typer.Option(help="Only cases whose name contains this.")] = "",
+    mode: Annotated[str, typer.Option(help="forward or training; both when empty.")] = "",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    rounds: Annotated[int, typer.Option(min=2, help="At least so many rounds.")] = 7,
+    quick: Annotated[bool, typer.Option(help="Three rounds, no memory.")] = False,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    allocator: Annotated[str, typer.Option(help="keep or system, see harness.choose_allocator.")] = "keep",
+    out: Annotated[Path, typer.Option(help="Folder for fista.csv.")] = Path("bench/results"),
+) -> None:
+    """Time the layer against plain PyTorch."""
+    for name, value, allowed in (
+        ("mode", mode, ("", *MODES)),
+        ("dtype", dtype, ("float32", "bfloat16")),
+        ("allocator", allocator, ("keep", "system")),
+    ):
+        if value not in allowed:
+            raise typer.BadParameter(f"{name} must be one of {allowed}, got {value!r}")
+    chosen = [name for name in CASES if case.lower() in name.lower()]
+    if not chosen:
+        raise typer.BadParameter(f"no case contains {case!r}: {list(CASES)}")
+    torch.set_num_threads(threads)
+    choose_allocator(allocator)
+    for name in chosen:
+        for kind in [mode] if mode else MODES:
+            rows = run_case(name, kind, dtype, 3 if quick else rounds, 0 if quick else 6, not quick)
+            rows = [{**row, "allocator": allocator, **provenance()} for row in rows]
+            update_csv(out / "fista.csv", rows)
+            show(f"{name}, {kind}, {dtype}", rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,82 @@
+"""Which backend serves an op: the one place where that is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+
+from torch import Tensor
+
+# In order of preference. Each is a module of this package with
+#   unavailable() -> why it cannot run in this process, or None
+#   unsupported(op, x, ...) -> why it cannot serve this call, or None
+# and one function per op with the op's own signature.
+_MODULES = {"native": ".native", "reference": ".reference_backend"}
+_KNOWN = ("native", "triton", "cuda", "reference")
+_forced: str | None = None
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(_MODULES[name], __package__)
+
+
+def unavailable(name: str) -> str | None:
+    """Why the backend cannot run in this process; None when it can."""
+    if name not in _KNOWN:
+        raise ValueError(f"backend must be one of {_KNOWN}, got {name!r}")
+    if name not in _MODULES:
+        return f"this version has no {name} backend"
+    return _module(name).unavailable()
+
+
+def available_backends() -> list[str]:
+    """Names of the backends that run in this process, the preferred one first.
+
+    >>> "reference" in available_backends()
+    True
+    """
+    return [name for name in _MODULES if unavailable(name) is None]
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Serve every op with one backend, in the whole process, until the context ends.
+
+    An op that this backend cannot serve raises RuntimeError and says why.
+
+    Args:
+        name: "reference", "native", "triton" or "cuda".
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: the backend cannot run in this process.
+
+    >>> with use_backend("reference"):
+    ...     pass
+    """
+    global _forced
+    reason = unavailable(name)
+    if reason is not None:
+        raise RuntimeError(f'backend "{name}" is not available: {reason}')
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def choose(op: str, x: Tensor, **facts: object) -> ModuleType:
+    """The backend for one call of `op`; `facts` is what else the decision depends on."""
+    if _forced is not None:
+        module = _module(_forced)
+        reason = module.unsupported(op, x, **facts)
+        if reason is not None:
+            raise RuntimeError(f'backend "{_forced}" cannot serve csc.{op} here: {reason}')
+        return module
+    for name in _MODULES:
+        module = _module(name)
+        if module.unavailable() is None and module.unsupported(op, x, **facts) is None:
+            return module
+    raise RuntimeError(f"no backend serves csc.{op} for {x.dtype} on {x.device}")

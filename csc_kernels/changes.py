@@ -1,0 +1,72 @@
+"""Noticing that a weight changed, without reading its numbers."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# Fused optimizers change a parameter without counting it as an in-place change, so that their steps are counted
+# here, for parameters that somebody has marked.
+_STEPS = "_csc_optimizer_steps"
+
+
+def _count_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if hasattr(parameter, _STEPS):
+                setattr(parameter, _STEPS, getattr(parameter, _STEPS) + 1)
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
+class Mark:
+    """What a tensor was: which object, which memory, after how many changes."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        if not hasattr(tensor, _STEPS):
+            setattr(tensor, _STEPS, 0)
+        # Not the id alone, which another tensor may inherit.
+        self._tensor = weakref.ref(tensor)
+        self._state = self._of(tensor)
+
+    @staticmethod
+    def _of(tensor: Tensor) -> tuple[int, int, int]:
+        return tensor.data_ptr(), tensor._version, getattr(tensor, _STEPS, 0)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether `tensor` is still the same, unchanged."""
+        return self._tensor() is tensor and self._of(tensor) == self._state
+
+
+def mark(tensor: Tensor) -> Mark | None:
+    """A mark; None where changes cannot be followed: in a compiled graph, in torch.func, in inference mode."""
+    if (
+        torch.compiler.is_compiling()
+        or tensor.is_inference()
+        or tensor.is_meta
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    ):
+        return None
+    return Mark(tensor)
+
+
+# Dictionaries that nobody will change, each with what a backend has derived from it. A tensor of the user's never
+# gets here: it can be changed in ways that leave no trace, such as through `.data`.
+_FROZEN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def freeze(tensor: Tensor) -> Tensor:
+    """Promise that a tensor will not change; what is derived from it lives as long as it does."""
+    _FROZEN[tensor] = {}
+    return tensor
+
+
+def derived(tensor: Tensor) -> dict[Any, Any]:
+    """Where to keep what was derived from a frozen tensor; for any other, a place that is forgotten."""
+    return _FROZEN.get(tensor, {})

@@ -1,0 +1,250 @@
+"""The public functions: arguments are checked here, computed in the ops."""
+
+from __future__ import annotations
+
+from typing import Union
+
+import torch
+from torch import Tensor
+
+from . import checks, ops, reference
+from .geometry import Padding, Stride, step_weights
+from .lipschitz import lipschitz
+
+Parameter = Union[float, Tensor]
+
+# Up to this many input channels a solve is cheaper to compute again in the backward than to keep: one more
+# synthesis and analysis of few channels against n codes written and read.
+STEM_CHANNELS = 4
+
+
+def residual(
+    x: Tensor,
+    z: Tensor,
+    dictionary: Tensor,
+    *,
+    stride: Stride = 1,
+    padding: Padding = 0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """What the code leaves unexplained: mask * (x - A z).
+
+    Args:
+        x: images, (N, M, H, W) or (M, H, W).
+        z: codes, (N, K, H', W') or (K, H', W').
+        dictionary: K atoms, (K, M, kH, kW).
+        stride: int or pair.
+        padding: int, pair, "same" (stride 1) or "valid".
+        mask: bool or floating, broadcasts against x.
+
+    Returns:
+        The residual, in x's shape.
+
+    Raises:
+        TypeError: an argument is no floating point tensor, or dtypes differ.
+        ValueError: shapes, devices, stride or padding do not fit.
+
+    >>> x, d = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    >>> residual(x, torch.zeros(1, 4, 8, 8), d, padding=1).equal(x)
+    True
+    """
+    stride, pads, code = checks.check_problem(x, dictionary, stride, padding)
+    checks.check_code("z", z, x, code)
+    if mask is not None:
+        checks.check_mask(mask, x)
+    dims = x.dim()
+    x, z, mask = (checks.with_batch(t, dims) for t in (x, z, mask))
+    compute = reference.residual if _in_func_transform() else ops.residual
+    r = compute(x, z, dictionary, stride, pads, mask)
+    return r if dims == 4 else r.squeeze(0)
+
+
+def fista_step(
+    x: Tensor,
+    z: Tensor,
+    dictionary: Tensor,
+    lmbda: Parameter,
+    step_size: Parameter | None = None,
+    *,
+    y: Tensor | None = None,
+    beta: float = 0.0,
+    stride: Stride = 1,
+    padding: Padding = 0,
+    mu: Parameter = 0.0,
+    nonneg: bool = True,
+    momentum: str = "fista",
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One fused step of a solve, for loops of one's own.
+
+        z+ = prox(y + t A'(mask (x - A y))),   y+ = z+ + beta (z+ - z)
+
+    with prox(v) = shrink(v, t lmbda) / (1 + t mu) (Beck & Teboulle 2009, SIAM J. Imaging Sci. 2(1), FISTA
+    with constant step size). The arguments are those of `fista`, and
+
+    Args:
+        z: the last code, (N, K, H', W').
+        y: the extrapolated point that the step starts from; z when it is None.
+        beta: weight of the momentum in y+, at least 0.
+        momentum: "fista" takes the gradient at y, "sdnet" at z; "none" takes no y and no beta.
+
+    Returns:
+        (z+, y+); with beta = 0 both are the same tensor.
+
+    >>> x, d = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    >>> z, y = fista_step(x, torch.zeros(1, 4, 6, 6), d, lmbda=0.1)
+    >>> tuple(z.shape)
+    (1, 4, 6, 6)
+    """
+    original_stride = stride
+    stride, pads, code = checks.check_problem(x, dictionary, stride, padding)
+    checks.check_momentum(momentum)
+    checks.check_number("beta", beta, positive=False)
+    checks.check_code("z", z, x, code)
+    if momentum == "none" and (y is not None or beta != 0):
+        raise ValueError('momentum="none" takes neither y nor beta')
+    if y is not None:
+        checks.check_code("y", y, x, code)
+    if mask is not None:
+        checks.check_mask(mask, x)
+    lmbda = checks.parameter("lmbda", lmbda, x, code, positive=False)
+    mu = checks.parameter("mu", mu, x, code, positive=False)
+    if step_size is None:
+        step_size = default_step_size(dictionary, original_stride, padding)
+    step_size = checks.step_size_parameter(step_size, x)
+
+    dims = x.dim()
+    x, z, y, mask, lmbda, mu = (checks.with_batch(t, dims) for t in (x, z, y, mask, lmbda, mu))
+    compute = reference.fista_step if _in_func_transform() else ops.fista_step
+    z_next, y_next = compute(
+        x, z, z if y is None else y, dictionary, lmbda, mu, step_size, beta or None, stride, pads,
+        nonneg, momentum == "sdnet", mask,
+    )  # fmt: skip
+    if beta == 0:
+        y_next = z_next
+    if dims == 3:
+        z_next, y_next = z_next.squeeze(0), y_next.squeeze(0)
+    return z_next, y_next
+
+
+def fista(
+    x: Tensor,
+    dictionary: Tensor,
+    lmbda: Parameter,
+    step_size: Parameter | None = None,
+    n_iter: int = 2,
+    *,
+    stride: Stride = 1,
+    padding: Padding = 0,
+    mu: Parameter = 0.0,
+    nonneg: bool = True,
+    momentum: str = "fista",
+    z0: Tensor | None = None,
+    mask: Tensor | None = None,
+    square_noise: bool = True,
+) -> Tensor:
+    """The sparse code of x after n_iter steps of FISTA.
+
+    Minimises over z
+
+        1/2 ||mask (x - A z)||^2 + lmbda ||z||_1 + mu/2 ||z||^2,   z >= 0 where nonneg,
+
+    with A z = conv_transpose2d(z, dictionary) (Beck & Teboulle 2009, SIAM J. Imaging Sci. 2(1); as a layer:
+    Dai et al., NeurIPS 2022, arXiv 2210.12945). A mask of zeros and ones weights the pixels; with other
+    values the gradient step uses mask (x - A z) itself, that is, weights mask and not mask^2.
+
+    Args:
+        x: images, (N, M, H, W) or (M, H, W), float.
+        dictionary: K atoms, (K, M, kH, kW), x's dtype and device.
+        lmbda: weight of the l1 norm, at least 0: a number, or a tensor that broadcasts against the code, such
+            as (1, K, 1, 1) per atom or (N, 1, 1, 1) per sample.
+        step_size: t, greater than 0: a number or a tensor of one element. Below 1 / ||A||^2 the solve
+            converges. None takes that from `lipschitz(dictionary, method="bound")`, without gradient.
+        n_iter: steps, at least 1.
+        stride: int or pair.
+        padding: int, pair, "same" (stride 1) or "valid".
+        mu: weight of the squared l2 norm, like lmbda.
+        nonneg: codes are not negative.
+        momentum: "fista" (the textbook), "none" (ISTA), or "sdnet": the published layer's, whose gradient is
+            taken at the last code and added to the extrapolated point. All agree up to two steps from zero.
+        z0: code to start from, zero when it is None.
+        mask: bool or floating, broadcasts against x.
+        square_noise: False divides each sample's residual by twice its norm (taken as a constant), the
+            gradient of 1/2 ||x - A z||: the published layer's option of that name, which leaves the step from
+            zero as it is.
+
+    Returns:
+        The code, (N, K, H', W') or (K, H', W'), in x's dtype and layout.
+
+    Raises:
+        TypeError: an argument is of the wrong type, or dtypes differ.
+        ValueError: shapes, devices or values do not fit; the message names them.
+
+    >>> x, d = torch.randn(2, 3, 32, 32), torch.randn(64, 3, 3, 3)
+    >>> z = fista(x, d, lmbda=0.1, n_iter=5, padding=1)
+    >>> tuple(z.shape), bool((z >= 0).all())
+    ((2, 64, 32, 32), True)
+    """
+    original_stride = stride
+    stride, pads, code = checks.check_problem(x, dictionary, stride, padding)
+    checks.check_n_iter(n_iter)
+    checks.check_momentum(momentum)
+    if z0 is not None:
+        checks.check_code("z0", z0, x, code)
+    if mask is not None:
+        checks.check_mask(mask, x)
+    lmbda = checks.parameter("lmbda", lmbda, x, code, positive=False)
+    mu = checks.parameter("mu", mu, x, code, positive=False)
+    if step_size is None:
+        step_size = default_step_size(dictionary, original_stride, padding)
+    step_size = checks.step_size_parameter(step_size, x)
+
+    dims = x.dim()
+    x, z0, mask, lmbda, mu = (checks.with_batch(t, dims) for t in (x, z0, mask, lmbda, mu))
+    solve = _fista_op if square_noise else _fista_unsquared
+    z = solve(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum)
+    return z if dims == 4 else z.squeeze(0)
+
+
+def _in_func_transform() -> bool:
+    """Inside torch.func (grad, vmap, jvp), which needs plain PyTorch: ops keep one level of autograd."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _fista_op(x, dictionary, lmbda, mu, step_size, z0, mask, *options) -> Tensor:
+    inputs = (x, dictionary, lmbda, mu, step_size, z0, mask)
+    if _in_func_transform():
+        return reference.fista(*inputs, *options)[0][-1]
+    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    keep = training and dictionary.shape[1] > STEM_CHANNELS
+    return ops.fista(*inputs, *options, keep)[0]
+
+
+def _fista_unsquared(
+    x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum
+) -> Tensor:
+    """The solve whose residual is divided by twice its norm, composed of the op `residual`.
+
+    The step from zero takes x as it is, as the published layer does.
+    """
+    residual_op = reference.residual if _in_func_transform() else ops.residual
+    z = y = z0
+    for beta in step_weights(n_iter, momentum):
+        point = z if momentum == "sdnet" else y
+        if point is None:
+            r = x if mask is None else x * mask
+        else:
+            r = residual_op(x, point, dictionary, stride, pads, mask)
+            norm = r.detach().flatten(1).norm(dim=1).clamp_min(1e-12)
+            r = r / (2 * norm.view(-1, 1, 1, 1))
+        v = step_size * reference.analysis(r, dictionary, stride, pads)
+        z_next = reference.prox(v if y is None else y + v, lmbda, mu, step_size, nonneg)
+        y = z_next + beta * (z_next - z) if beta else z_next
+        z = z_next
+    return z
+
+
+def default_step_size(dictionary: Tensor, stride: Stride, padding: Padding) -> Tensor:
+    """A step size that never diverges: 1 / an upper bound of ||A||^2, as a constant."""
+    with torch.no_grad():
+        return 1 / lipschitz(dictionary, stride=stride, padding=padding, method="bound")

@@ -1,0 +1,149 @@
+"""csc::fista: a whole solve in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..backends import choose
+from ..checks import check_values
+from ..geometry import code_size
+from .library import (
+    define,
+    differentiable_backward,
+    empty,
+    only,
+    register_autograd,
+    unused,
+)
+
+
+def _kernel(
+    x: Tensor,
+    dictionary: Tensor,
+    lmbda: Tensor,
+    mu: Tensor,
+    step_size: Tensor,
+    z0: Tensor | None,
+    mask: Tensor | None,
+    n_iter: int,
+    stride: Sequence[int],
+    pads: Sequence[int],
+    nonneg: bool,
+    momentum: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_values(lmbda, mu, step_size)
+    backend = choose("fista", x, dictionary=dictionary, keep=keep)
+    return backend.fista(
+        x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum, keep
+    )
+
+
+def kept_tensors(
+    x: Tensor, z_shape: Sequence[int], z0: Tensor | None, n_iter: int, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """What a solve keeps for its backward: z_1 .. z_(n-1), and the residual of every step, uninitialised.
+
+    They are stacked along the batch, in channels_last. The first step from zero has no residual beside x itself.
+    """
+    codes = n_iter - 1 if keep else 0
+    residuals = (n_iter if z0 is not None else n_iter - 1) if keep else 0
+    shapes = [codes * x.shape[0], *z_shape[1:]], [residuals * x.shape[0], *x.shape[1:]]
+    kept = [
+        torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last) for shape in shapes
+    ]
+    return kept[0], kept[1]
+
+
+def _fake(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum, keep):
+    size = code_size(x.shape[2:], dictionary.shape[2:], stride, pads)
+    z_shape = (x.shape[0], dictionary.shape[0], *size)
+    return empty(x, z_shape), *kept_tensors(x, z_shape, z0, n_iter, keep)
+
+
+def _backward_kernel(
+    grad: Tensor,
+    x: Tensor,
+    dictionary: Tensor,
+    lmbda: Tensor,
+    mu: Tensor,
+    step_size: Tensor,
+    z0: Tensor | None,
+    mask: Tensor | None,
+    z: Tensor,
+    codes: Tensor,
+    residuals: Tensor,
+    n_iter: int,
+    stride: Sequence[int],
+    pads: Sequence[int],
+    nonneg: bool,
+    momentum: str,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    backend = choose(
+        "fista_backward",
+        x,
+        dictionary=dictionary,
+        lmbda=lmbda,
+        mu=mu,
+        needs=needs[2:4],
+        mask_gradient=needs[6],
+        step_gradient=needs[4],
+    )
+    return backend.fista_backward(
+        grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride,
+        pads, nonneg, momentum, needs,
+    )  # fmt: skip
+
+
+def _backward_fake(
+    grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride, pads,
+    nonneg, momentum, needs,
+):  # fmt: skip
+    def gradient(t: Tensor | None, image: bool) -> Tensor:
+        return empty(x, t.shape) if image else t.new_empty(t.shape)
+
+    inputs = (x, dictionary, lmbda, mu, step_size, z0, mask)
+    return tuple(gradient(t, i in (0, 5)) if need else unused(x) for i, (t, need) in enumerate(zip(inputs, needs)))
+
+
+fista = define(
+    "fista(Tensor x, Tensor dictionary, Tensor lmbda, Tensor mu, Tensor step_size, Tensor? z0, "
+    "Tensor? mask, int n_iter, int[2] stride, int[4] pads, bool nonneg, str momentum, bool keep) "
+    "-> (Tensor, Tensor, Tensor)",
+    _kernel,
+    _fake,
+)
+fista_backward = define(
+    "fista_backward(Tensor grad, Tensor x, Tensor dictionary, Tensor lmbda, Tensor mu, "
+    "Tensor step_size, Tensor? z0, Tensor? mask, Tensor z, Tensor codes, Tensor residuals, int n_iter, "
+    "int[2] stride, int[4] pads, bool nonneg, str momentum, bool[7] needs) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward_kernel,
+    _backward_fake,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.options = inputs[7:12]  # n_iter, stride, pads, nonneg, momentum
+    ctx.save_for_backward(*inputs[:7], *output)
+
+
+def _backward(ctx: Any, grad: Tensor, *_unused: Tensor) -> tuple:
+    inputs, outputs = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    needs = list(ctx.needs_input_grad[:7])
+    if torch.is_grad_enabled():
+        grads = differentiable_backward(
+            lambda *tensors: (reference.fista(*tensors, *ctx.options)[0][-1],), inputs, needs, (grad,)
+        )
+    else:
+        grads = only(needs, fista_backward(grad, *inputs, *outputs, *ctx.options, needs))
+    return *grads, None, None, None, None, None, None
+
+
+register_autograd(fista, _backward, _setup_context)

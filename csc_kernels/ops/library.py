@@ -1,0 +1,133 @@
+"""What the ops share: the library `csc`, layouts, and the rules for autocast and vmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("csc", "DEF")
+
+
+def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define torch.ops.csc.<name> with its kernel for every device, its fake, and its vmap rule."""
+    name = schema.split("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"csc::{name}", fake, lib=LIBRARY)
+    op = getattr(torch.ops.csc, name).default
+    torch.library.register_vmap(f"csc::{name}", _vmap_rule(op), lib=LIBRARY)
+    return op
+
+
+def register_autograd(op: Any, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
+    """Attach the gradient, and the autocast rule that must stand above it."""
+    torch.library.register_autograd(op._schema.name, backward, setup_context=setup_context, lib=LIBRARY)
+    name = op._schema.name.split("::")[1]
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        LIBRARY.impl(name, _autocast_rule(op, device, key), key)
+
+
+# Images, codes and atoms take autocast's dtype as a convolution does. lmbda, mu and step_size keep theirs:
+# thresholds are computed in float32 whatever the dtype of the code.
+_CAST = {"x", "y", "z", "z0", "dictionary", "mask"}
+
+
+def _autocast_rule(op: Any, device: str, key: str) -> Callable[..., Any]:
+    names = [argument.name for argument in op._schema.arguments]
+    excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def rule(*args: Any, **kwargs: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device)
+
+        def cast(name: str, value: Any) -> Any:
+            eligible = (
+                name in _CAST
+                and isinstance(value, Tensor)
+                and value.is_floating_point()
+                and value.dtype is not torch.float64
+            )
+            return value.to(dtype) if eligible else value
+
+        args = tuple(cast(name, value) for name, value in zip(names, args))
+        kwargs = {name: cast(name, value) for name, value in kwargs.items()}
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            return op(*args, **kwargs)
+
+    return rule
+
+
+def _vmap_rule(op: Any) -> Callable[..., Any]:
+    """One call per element of the mapped dimension: any argument may be mapped."""
+
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+        def element(value: Any, dim: Any, index: int) -> Any:
+            return value.select(dim, index) if isinstance(dim, int) else value
+
+        calls = [
+            op(*(element(value, dim, index) for value, dim in zip(args, in_dims)))
+            for index in range(info.batch_size)
+        ]
+        if isinstance(calls[0], Tensor):
+            return torch.stack(calls), 0
+        return tuple(map(torch.stack, zip(*calls))), (0,) * len(calls[0])
+
+    return rule
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """channels_last when x is laid out so and could not be called contiguous as well."""
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """An uninitialised tensor with x's dtype, device and layout."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+
+
+def unused(x: Tensor) -> Tensor:
+    """Stands for an output that nobody asked for."""
+    return x.new_empty(0)
+
+
+def image(x: Tensor, value: Tensor) -> Tensor:
+    """`value` as `empty` promises it: x's dtype and layout, to the stride."""
+    return _into(empty(x, value.shape), value)
+
+
+def gradient_of(tensor: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of a parameter: its dtype, contiguous."""
+    return _into(tensor.new_empty(tensor.shape), gradient)
+
+
+def _into(out: Tensor, value: Tensor) -> Tensor:
+    if value.dtype == out.dtype and value.stride() == out.stride():
+        return value
+    return out.copy_(value)
+
+
+def only(needed: Sequence[bool], gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """What autograd wants: None where no gradient was needed."""
+    return tuple(g if need else None for need, g in zip(needed, gradients))
+
+
+def differentiable_backward(
+    forward: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    grads: Sequence[Tensor],
+) -> tuple[Tensor | None, ...]:
+    """The gradient as a graph that can be differentiated again: through the plain PyTorch definition.
+
+    This is the path of create_graph=True, and so of torch.func: twice the work and memory of the op's own
+    backward, and exact to any order.
+    """
+    wanted = [value for value, need in zip(inputs, needed) if need]
+    with torch.enable_grad():
+        outputs = forward(*inputs)
+        found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, materialize_grads=True))
+    return tuple(next(found) if need else None for need in needed)

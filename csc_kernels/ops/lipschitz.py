@@ -1,0 +1,121 @@
+"""csc::lipschitz and csc::lipschitz_bound: ||A||^2, each inside one call. Constants: they have no gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..geometry import code_size
+from ..reference import analysis, synthesis
+from .library import define
+
+
+def _power_kernel(
+    dictionary: Tensor,
+    stride: Sequence[int],
+    pads: Sequence[int],
+    size: Sequence[int],
+    tol: float,
+    max_iter: int,
+) -> Tensor:
+    wide = dictionary.to(torch.promote_types(dictionary.dtype, torch.float32))
+    code = (1, wide.shape[0], *code_size(size, wide.shape[2:], stride, pads))
+    generator = torch.Generator(wide.device).manual_seed(0)
+    v = torch.rand(code, dtype=wide.dtype, device=wide.device, generator=generator) - 0.5
+    v = v / v.norm()
+    tiny = torch.finfo(wide.dtype).tiny
+    value = wide.new_zeros(())
+    done = torch.zeros((), dtype=torch.bool, device=wide.device)
+    # A CPU's answer costs nothing; a GPU is asked every 25 products, and its vector freezes meanwhile.
+    interval = 1 if wide.device.type == "cpu" else 25
+    for i in range(max_iter):
+        product = analysis(synthesis(v, wide, stride, pads, size), wide, stride, pads)
+        norm = product.norm()
+        converged = (norm - value).abs() <= tol * norm
+        value = torch.where(done, value, norm)
+        v = torch.where(done, v, product / norm.clamp_min(tiny))
+        done = done | converged
+        if i % interval == interval - 1 and bool(done):
+            break
+    return value.to(dictionary.dtype)
+
+
+_DOUBLINGS = 5  # The moment trace(C^32) = trace(C^(2^5)).
+_GRID = 12  # Points of the grid per tap.
+_MARGIN = 1e-4  # More than single precision can lose here.
+
+
+def _bound_kernel(dictionary: Tensor, stride: Sequence[int]) -> Tensor:
+    atoms, channels, *kernel = dictionary.shape
+    taps = [math.ceil(k / s) for k, s in zip(kernel, stride)]
+    missing = [t * s - k for t, s, k in zip(taps, stride, kernel)]
+    # (K, M, kH, kW) -> one K x (M sh sw) matrix per tap of the polyphase filter.
+    padded = F.pad(dictionary.to(torch.float32), (0, missing[1], 0, missing[0]))
+    phases = padded.reshape(atoms, channels, taps[0], stride[0], taps[1], stride[1])
+    matrix = phases.permute(2, 4, 0, 1, 3, 5).reshape(*taps, atoms, -1)
+    if matrix.shape[3] > atoms:
+        matrix = matrix.mT
+    # B(w)^H B(w) has B(w) B(w)^H's eigenvalues, and fewer of the zeros. Its coefficients are autocorrelations.
+    scale = matrix.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+    lags = _autocorrelation(matrix / scale)
+    grid = [_GRID * t if t > 1 else 1 for t in taps]
+    gram = _symbol(lags, taps, grid)
+    trace = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+    # Divided by the trace the eigenvalues are at most 1, so that powers cannot overflow; where the symbol has a
+    # zero the trace is rounding, of either sign, and a larger divisor serves as well.
+    trace = trace.clamp_min(1e-6 * trace.amax().clamp_min(1e-30))
+    gram = gram / trace[:, None, None]
+    # trace(C^(2j)) is the squared Frobenius norm of C^j: the last product need not be formed.
+    for _ in range(_DOUBLINGS - 1):
+        gram = gram @ gram
+    moment = torch.view_as_real(gram).square().sum((1, 2, 3)).to(torch.float64)
+    largest = (moment.pow(2.0**-_DOUBLINGS) * trace).amax() * scale.to(torch.float64).square()
+    for t, n in zip(taps, grid):
+        largest = largest / math.cos(math.pi * (t - 1) / n)
+    return (largest * (1 + max(_MARGIN, 2 * torch.finfo(dictionary.dtype).eps))).to(dictionary.dtype)
+
+
+def _autocorrelation(matrix: Tensor) -> Tensor:
+    """(rows, columns, K, n) -> (2 rows - 1, 2 columns - 1, n, n): sum over q of B_(q + lag)^T B_q."""
+    rows, columns, _, n = matrix.shape
+    lags = matrix.new_zeros(2 * rows - 1, 2 * columns - 1, n, n)
+    for i in range(1 - rows, rows):
+        for j in range(1 - columns, columns):
+            a = matrix[max(i, 0) : rows + min(i, 0), max(j, 0) : columns + min(j, 0)]
+            b = matrix[max(-i, 0) : rows + min(-i, 0), max(-j, 0) : columns + min(-j, 0)]
+            lags[i + rows - 1, j + columns - 1] = a.reshape(-1, n).mT @ b.reshape(-1, n)
+    return lags
+
+
+def _symbol(lags: Tensor, taps: Sequence[int], grid: Sequence[int]) -> Tensor:
+    """The trigonometric polynomial at the points of the grid, (points, n, n) complex.
+
+    The dictionary is real, so that C(-w) is the conjugate of C(w): half of the grid has all eigenvalues.
+    """
+
+    def waves(taps: int, points: int, count: int) -> Tensor:
+        lag = torch.arange(1 - taps, taps, dtype=torch.float64, device=lags.device)
+        frequency = torch.arange(count, dtype=torch.float64, device=lags.device) * (2 * math.pi / points)
+        angle = -frequency[:, None] * lag
+        return torch.complex(angle.cos(), angle.sin()).to(torch.complex64)
+
+    n = lags.shape[-1]
+    down, across = waves(taps[0], grid[0], grid[0]), waves(taps[1], grid[1], grid[1] // 2 + 1)
+    columns = across @ lags.to(torch.complex64).flatten(2)  # (2 rows - 1, half a grid, n n)
+    return (down @ columns.flatten(1)).reshape(-1, n, n)
+
+
+lipschitz = define(
+    "lipschitz(Tensor dictionary, int[2] stride, int[4] pads, SymInt[2] size, float tol, int max_iter) -> Tensor",
+    _power_kernel,
+    lambda dictionary, stride, pads, size, tol, max_iter: dictionary.new_empty(()),
+)
+lipschitz_bound = define(
+    "lipschitz_bound(Tensor dictionary, int[2] stride) -> Tensor",
+    _bound_kernel,
+    lambda dictionary, stride: dictionary.new_empty(()),
+)

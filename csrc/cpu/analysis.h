@@ -1,0 +1,171 @@
+// Code rows from image rows, with the FISTA step as the epilogue.
+
+// One position: a vector of `lanes` codes in row `row`, from column `column` on.
+struct CodePosition {
+  int row, column, lanes;
+};
+
+// The epilogue of one vector of atom k.
+static inline Vec next_code(const AnalysisEpilogue& e, Vec value, int k, const CodePosition& at) {
+  if (e.base) value += load(e.base.row(at.row) + k * e.base.channel_stride + at.column);
+  if (e.shrink == Shrink::none) return value;
+  const Vec threshold =
+      e.threshold_map
+          ? load_partial(e.threshold_map.row(at.row) + k * e.threshold_map.channel_stride + at.column, at.lanes)
+          : splat(e.threshold[k]);
+  Vec shrunk = positive_part(value - threshold);
+  if (e.shrink == Shrink::both) shrunk -= positive_part(-value - threshold);
+  if (!e.divide) return shrunk;
+  const Vec divisor =
+      e.divisor_map
+          ? load_partial(e.divisor_map.row(at.row) + k * e.divisor_map.channel_stride + at.column, at.lanes)
+          : splat(e.divisor[k]);
+  return shrunk / divisor;
+}
+
+// Any epilogue, from sums in memory.
+static void finish_codes(const AnalysisEpilogue& e, const CodePosition* at, int vectors, int atom, int atoms,
+                         const Vec* sums) {
+  for (int v = 0; v < vectors; ++v) {
+    const CodePosition position = at[v];
+    float* code = e.code.row(position.row) + position.column;
+    for (int a = 0; a < atoms; ++a) {
+      const int k = atom + a;
+      const Vec value = next_code(e, sums[a * vectors + v], k, position);
+      store_partial(code + k * e.code.channel_stride, value, position.lanes);
+      if (e.point) {
+        const Vec before =
+            load(e.previous.row(position.row) + k * e.previous.channel_stride + position.column);
+        store_partial(e.point.row(position.row) + k * e.point.channel_stride + position.column,
+                      value + e.beta * (value - before), position.lanes);
+      }
+    }
+  }
+}
+
+// The usual one, max(base + sum - threshold, 0) on whole vectors: the sum starts from base - threshold.
+static inline bool is_usual(const AnalysisEpilogue& e) {
+  return e.shrink == Shrink::positive && !e.divide && !e.threshold_map && !e.point;
+}
+
+template <int A, int V>
+static inline void start_usual(const AnalysisEpilogue& e, const CodePosition* at, int atom, Vec (&sums)[A][V]) {
+  const float* threshold = e.threshold + atom;
+  if (e.base) {
+    const int64_t stride = e.base.channel_stride;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const float* base = e.base.row(at[v].row) + at[v].column + atom * stride;
+#pragma GCC unroll 8
+      for (int a = 0; a < A; ++a) sums[a][v] = load(base + a * stride) - threshold[a];
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sums[a][v] = splat(-threshold[a]);
+  }
+}
+
+template <int A, int V>
+static inline void finish_usual(const AnalysisEpilogue& e, const CodePosition* at, int atom, Vec (&sums)[A][V]) {
+  const int64_t stride = e.code.channel_stride;
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) {
+    float* code = e.code.row(at[v].row) + at[v].column + atom * stride;
+#pragma GCC unroll 8
+    for (int a = 0; a < A; ++a) store(code + a * stride, positive_part(sums[a][v]));
+  }
+}
+
+// A atoms x V vectors in registers; the sum runs over kernel rows, then channels, then columns.
+template <int A, int V>
+static void analysis_registers(const AnalysisBlock& b, const CodePosition* at, int atom,
+                               const float* weights) {
+  const Shape& s = b.shape;
+  const int taps = b.dictionary.row_taps;
+  const int* offsets = b.dictionary.offsets;
+  bool usual = is_usual(b.epilogue);
+  for (int v = 0; v < V; ++v) usual = usual && at[v].lanes == kLanes;
+  Vec sums[A][V];
+  if (usual) {
+    start_usual<A, V>(b.epilogue, at, atom, sums);
+  } else {
+#pragma GCC unroll 8
+    for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sums[a][v] = Vec{};
+  }
+  for (int dy = 0; dy < s.kernel_height; ++dy) {
+    const float* pixels[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const int h = at[v].row * s.stride_height + dy - s.top;
+      pixels[v] = (h >= 0 && h < s.height ? b.image.row(h) : b.zeros) + at[v].column;
+    }
+    for (int t = 0; t < taps; ++t, weights += A) {
+      const int offset = offsets[t];
+      Vec x[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) x[v] = load(pixels[v] + offset);
+#pragma GCC unroll 8
+      for (int a = 0; a < A; ++a) {
+        const Vec w = splat(weights[a]);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sums[a][v] += w * x[v];
+      }
+    }
+  }
+  const AnalysisEpilogue& e = b.epilogue;
+  if (usual) {
+    finish_usual<A, V>(e, at, atom, sums);
+  } else {
+    Vec stored[A][V];  // A copy: an array whose address is taken does not live in registers.
+#pragma GCC unroll 8
+    for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) stored[a][v] = sums[a][v];
+    finish_codes(e, at, V, atom, A, &stored[0][0]);
+  }
+}
+
+template <int A, int V>
+static void analysis_positions(const AnalysisBlock& b, const CodePosition* at, int count, int atom,
+                               const float* weights) {
+  int done = 0;
+  for (; done + V <= count; done += V) analysis_registers<A, V>(b, at + done, atom, weights);
+  if constexpr (V > 1) {
+    if (done < count)
+      analysis_positions<A, smaller(V - 1)>(b, at + done, count - done, atom, weights);
+  }
+}
+
+template <int A>
+static void analysis_atoms(const AnalysisBlock& b, const CodePosition* at, int count, int atom,
+                           const float* weights) {
+  const int per_atom = b.dictionary.row_taps * b.shape.kernel_height;
+  const int atoms = b.shape.atoms;
+  for (; atom + A <= atoms; atom += A, weights += A * per_atom)
+    analysis_positions<A, kVectors>(b, at, count, atom, weights);
+  if constexpr (A > 1) {
+    if (atom < atoms) analysis_atoms<smaller(A - 1)>(b, at, count, atom, weights);
+  }
+}
+
+// Code rows [begin, end).
+static void analysis(const AnalysisBlock& b, int begin, int end) {
+  constexpr int kMost = 64;
+  CodePosition at[kMost];
+  int count = 0;
+  for (int row = begin; row < end; ++row) {
+    for (int column = 0; column < b.shape.code_width; column += kLanes) {
+      const int left = b.shape.code_width - column;
+      at[count++] = {row, column, left < kLanes ? left : kLanes};
+      if (count == kMost) {
+        analysis_atoms<kAtoms>(b, at, count, 0, b.dictionary.analysis);
+        count = 0;
+      }
+    }
+  }
+  if (count) analysis_atoms<kAtoms>(b, at, count, 0, b.dictionary.analysis);
+}

@@ -1,0 +1,130 @@
+// What the row kernels are given: plain structs of pointers, so that one definition serves every
+// instruction set.
+
+#pragma once
+
+#include <cstdint>
+
+#include "geometry.h"
+
+namespace csc {
+
+// Kernel rows per phase that the synthesis has room for on its stack: ceil(kH / sH).
+constexpr int kMostKernelRows = 32;
+
+// The taps that pixels of one row phase and one column phase see: dy = row_phase + r sH and
+// dx = phase + c sW. weights: [K][rows][columns][M].
+struct PhaseTaps {
+  int rows = 0, columns = 0;
+  const float* weights = nullptr;
+};
+
+// A dictionary in the orders that the kernels read it in.
+struct PackedDictionary {
+  int row_taps = 0;         // M kW, the taps of one kernel row, channels outside.
+  const int* offsets = nullptr;  // Of each tap of a row, from a code's column, in a phased image row.
+  int64_t phase_stride = 0;
+  const float* analysis = nullptr;  // Per block of A atoms: [kH][row_taps][A].
+  const PhaseTaps* phases = nullptr;  // [sH][sW]
+  int stride_width = 1;
+
+  const PhaseTaps& phase_taps(int row_phase, int phase) const {
+    return phases[row_phase * stride_width + phase];
+  }
+};
+
+enum class Shrink { none, positive, both };
+
+// code = shrink(base + sum, threshold) / divisor;  point = code + beta (code - previous).
+// The step size is in the sum: the dictionary was packed with it.
+struct AnalysisEpilogue {
+  Plane base;  // None: zero.
+  Shrink shrink = Shrink::none;
+  bool divide = false;
+  const float* threshold = nullptr;  // [K], or maps where lmbda or mu vary over the code.
+  const float* divisor = nullptr;
+  Plane threshold_map, divisor_map;
+  Plane code;
+  float beta = 0;
+  Plane previous, point;
+};
+
+// residual = mask * (image - sum), or mask * scale * sum without an image;  total += residual.
+struct SynthesisEpilogue {
+  Plane image;
+  float scale = 1;
+  Plane mask;
+  Plane residual;
+  Plane total;
+};
+
+struct AnalysisBlock {
+  const Shape& shape;
+  const PackedDictionary& dictionary;
+  Plane image;         // Phased rows.
+  const float* zeros;  // Stands for rows beyond the image.
+  AnalysisEpilogue epilogue;
+};
+
+struct SynthesisBlock {
+  const Shape& shape;
+  const PackedDictionary& dictionary;
+  Plane code;          // Column 0 of rows with zero margins.
+  const float* zeros;  // Stands for rows beyond the code.
+  SynthesisEpilogue epilogue;
+};
+
+struct CorrelationBlock {
+  const Shape& shape;
+  const PackedDictionary& dictionary;
+  Plane image;
+  Plane code;
+  const float* zeros;
+  float* sums;  // [taps][K][lanes], added to.
+};
+
+// Sums over code rows of gradient * sign(code) and gradient * code: [K] each, added to.
+struct PenaltySums {
+  float* sign = nullptr;
+  float* value = nullptr;
+};
+
+// gradient = source * (code != 0) / divisor, and the sums that lmbda and mu need. Source and code may be a
+// tensor's own memory: nothing beyond their columns is read.
+struct SupportBlock {
+  const Shape& shape;
+  Plane source, code, gradient;
+  bool divide = false;
+  const float* divisor = nullptr;
+  Plane divisor_map;
+  PenaltySums sums;
+};
+
+enum class Element { float32, bfloat16 };
+
+// One sample of a tensor, any strides.
+struct Strided {
+  void* data = nullptr;
+  Element element = Element::float32;
+  int64_t channel = 0, row = 0, column = 0;
+  explicit operator bool() const { return data != nullptr; }
+};
+
+struct WinogradKernels;
+
+// One instruction set's kernels. Rows are half-open ranges.
+struct Kernels {
+  const char* name;
+  int lanes;
+  int atoms;  // Of a register block, which the analysis' dictionary is packed for.
+  void (*analysis)(const AnalysisBlock&, int begin, int end);
+  void (*synthesis)(const SynthesisBlock&, int begin, int end);
+  void (*correlation)(const CorrelationBlock&, int begin, int end);
+  void (*support)(const SupportBlock&, int begin, int end);
+  void (*combine)(const Plane& to, float scale, const Plane& from, const Shape&, int begin, int end);
+  void (*read_codes)(const Strided& from, const Plane& to, const Shape&, int begin, int end);
+  void (*write_codes)(const Plane& from, const Strided& to, const Shape&, int begin, int end);
+  const WinogradKernels* winograd;
+};
+
+}  // namespace csc

@@ -1,0 +1,138 @@
+// Passes over codes: the support of a gradient, sums, and rows to and from tensors of any layout.
+
+static void support(const SupportBlock& block, int begin, int end) {
+  const SupportBlock b = block;
+  const int width = b.shape.code_width;
+  // Atoms outside: in a contiguous tensor the rows of one atom follow each other.
+  for (int k = 0; k < b.shape.atoms; ++k) {
+    const float divisor = b.divide && !b.divisor_map ? b.divisor[k] : 1;
+    Vec signs = {}, values = {};
+    for (int row = begin; row < end; ++row) {
+      const float* source = b.source.row(row) + k * b.source.channel_stride;
+      const float* code = b.code.row(row) + k * b.code.channel_stride;
+      float* gradient = b.gradient.row(row) + k * b.gradient.channel_stride;
+      const float* divisor_map =
+          b.divisor_map ? b.divisor_map.row(row) + k * b.divisor_map.channel_stride : nullptr;
+      for (int column = 0; column < width; column += kLanes) {
+        const int left = width - column, lanes = left < kLanes ? left : kLanes;
+        const Vec z = load_partial(code + column, lanes);
+        Vec g = z != Vec{} ? load_partial(source + column, lanes) : Vec{};
+        if (divisor_map) g /= load_partial(divisor_map + column, lanes);
+        else if (b.divide) g /= splat(divisor);
+        store_partial(gradient + column, g, lanes);
+        if (b.sums.sign) {
+          // Lanes beyond the width hold zero codes, so that they add nothing.
+          const Vec counted = z != Vec{} ? g : Vec{};
+          signs += z < Vec{} ? -counted : counted;
+          values += counted * z;
+        }
+      }
+    }
+    if (b.sums.sign) {
+      b.sums.sign[k] += sum(signs);
+      b.sums.value[k] += sum(values);
+    }
+  }
+}
+
+// to += scale * from, over code rows.
+static void combine(const Plane& to, float scale, const Plane& from, const Shape& s, int begin,
+                    int end) {
+  for (int row = begin; row < end; ++row) {
+    for (int k = 0; k < s.atoms; ++k) {
+      float* target = to.row(row) + k * to.channel_stride;
+      const float* source = from.row(row) + k * from.channel_stride;
+      for (int column = 0; column < s.code_width; column += kLanes) {
+        const int left = s.code_width - column;
+        store_partial(target + column, load(target + column) + scale * load(source + column),
+                      left < kLanes ? left : kLanes);
+      }
+    }
+  }
+}
+
+static inline float widen(unsigned short value) {
+  const unsigned bits = static_cast<unsigned>(value) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// Round to nearest, ties to even; NaN stays a quiet NaN.
+static inline unsigned short narrow(float value) {
+  unsigned bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;
+  return static_cast<unsigned short>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// Blocks of kLanes channels x kLanes columns between channels_last memory and code rows.
+static inline bool channels_are_adjacent(const Strided& t) {
+  return t.element == Element::float32 && t.channel == 1 && t.column != 1;
+}
+
+static void read_codes(const Strided& from, const Plane& to, const Shape& s, int begin, int end) {
+  for (int row = begin; row < end; ++row) {
+    float* target = to.row(row);
+    int first = 0;  // Channels below it are done.
+    if (channels_are_adjacent(from)) {
+      const float* source = static_cast<const float*>(from.data) + row * from.row;
+      for (; first + kLanes <= s.atoms; first += kLanes) {
+        for (int column = 0; column < s.code_width; column += kLanes) {
+          const int left = s.code_width - column, lanes = left < kLanes ? left : kLanes;
+          Vec block[kLanes] = {};
+          for (int lane = 0; lane < lanes; ++lane)
+            block[lane] = load(source + (column + lane) * from.column + first);
+          transpose(block);
+          for (int k = 0; k < kLanes; ++k)
+            store_partial(target + (first + k) * to.channel_stride + column, block[k], lanes);
+        }
+      }
+    }
+    for (int k = first; k < s.atoms; ++k) {
+      float* channel = target + k * to.channel_stride;
+      const int64_t offset = k * from.channel + row * from.row;
+      if (from.element == Element::bfloat16) {
+        const auto* source = static_cast<const unsigned short*>(from.data) + offset;
+        for (int w = 0; w < s.code_width; ++w) channel[w] = widen(source[w * from.column]);
+      } else {
+        const float* source = static_cast<const float*>(from.data) + offset;
+        if (from.column == 1) __builtin_memcpy(channel, source, s.code_width * sizeof(float));
+        else for (int w = 0; w < s.code_width; ++w) channel[w] = source[w * from.column];
+      }
+    }
+  }
+}
+
+static void write_codes(const Plane& from, const Strided& to, const Shape& s, int begin, int end) {
+  for (int row = begin; row < end; ++row) {
+    const float* source = from.row(row);
+    int first = 0;
+    if (channels_are_adjacent(to)) {
+      float* target = static_cast<float*>(to.data) + row * to.row;
+      for (; first + kLanes <= s.atoms; first += kLanes) {
+        for (int column = 0; column < s.code_width; column += kLanes) {
+          const int left = s.code_width - column, lanes = left < kLanes ? left : kLanes;
+          Vec block[kLanes];
+          for (int k = 0; k < kLanes; ++k)
+            block[k] = load(source + (first + k) * from.channel_stride + column);
+          transpose(block);
+          for (int lane = 0; lane < lanes; ++lane)
+            store(target + (column + lane) * to.column + first, block[lane]);
+        }
+      }
+    }
+    for (int k = first; k < s.atoms; ++k) {
+      const float* channel = source + k * from.channel_stride;
+      const int64_t offset = k * to.channel + row * to.row;
+      if (to.element == Element::bfloat16) {
+        auto* target = static_cast<unsigned short*>(to.data) + offset;
+        for (int w = 0; w < s.code_width; ++w) target[w * to.column] = narrow(channel[w]);
+      } else {
+        float* target = static_cast<float*>(to.data) + offset;
+        if (to.column == 1) __builtin_memcpy(target, channel, s.code_width * sizeof(float));
+        else for (int w = 0; w < s.code_width; ++w) target[w * to.column] = channel[w];
+      }
+    }
+  }
+}

@@ -1,0 +1,80 @@
+// Shapes of a convolutional sparse code, and how rows of images and codes lie in scratch memory.
+//
+// The width is what SIMD lanes run along. A strided convolution reads every sW-th pixel of a row, so a
+// row of an image is kept split into its sW phases: padded pixel u = w + left lies in phase u % sW at
+// u / sW, and every access of every tap is to consecutive floats. Zeros stand where the padding is.
+//
+//   image row: [M][sW][phase_width]      code row: [K][code_width], `code_margin` zeros before it
+//
+// Rows are found through Plane::row, which may wrap around: a ring of the last few rows.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace csc {
+
+struct Shape {
+  int batch, channels, height, width;      // x: (N, M, H, W)
+  int atoms, code_height, code_width;      // z: (N, K, H', W')
+  int kernel_height, kernel_width;
+  int stride_height, stride_width;
+  int top, left;
+
+  int taps() const { return channels * kernel_height * kernel_width; }
+
+  // Extra code rows (columns) that a pixel can see beside its own: floor((k - 1) / s).
+  int reach_height() const { return (kernel_height - 1) / stride_height; }
+  int reach_width() const { return (kernel_width - 1) / stride_width; }
+
+  // First position, in its phase, of a pixel of the image proper, and how many there are.
+  int phase_begin(int phase) const {
+    return phase >= left ? 0 : (left - phase + stride_width - 1) / stride_width;
+  }
+  int phase_count(int phase) const {
+    const int end = left + width;
+    const int stop = end > phase ? (end - phase + stride_width - 1) / stride_width : 0;
+    return std::max(0, stop - phase_begin(phase));
+  }
+};
+
+inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+inline int ceil_div(int a, int b) { return -floor_div(-a, b); }
+
+// Rows in scratch memory or in a tensor: row i, channel c, column w lies at row(i) + c * channel + w.
+struct Plane {
+  float* base = nullptr;
+  int64_t row_stride = 0;
+  int64_t channel_stride = 0;
+  int mask = INT32_MAX;  // Row i takes slot i & mask: a ring of mask + 1 rows, a power of two.
+
+  float* row(int i) const { return base + (i & mask) * row_stride; }
+  explicit operator bool() const { return base != nullptr; }
+};
+
+// Widths in scratch memory, for vectors of `lanes` floats. Whole vectors may be read beyond the columns on
+// either side, and what they read there is zero: in a code row, the margin of this channel or of the next.
+// Codes of column 0 are aligned.
+struct Widths {
+  int phase, code, margin;
+
+  Widths(const Shape& s, int lanes) {
+    const int columns = round_up(s.code_width, lanes);
+    int last = columns + s.reach_width();
+    int beyond = s.reach_width();
+    for (int phase = 0; phase < s.stride_width; ++phase) {
+      const int end = s.phase_begin(phase) + round_up(s.phase_count(phase), lanes);
+      last = std::max(last, end);
+      beyond = std::max(beyond, end - columns);
+    }
+    phase = last + 1;
+    margin = round_up(beyond, lanes);
+    code = margin + columns;
+  }
+};
+
+}  // namespace csc

@@ -1,0 +1,35 @@
+// The three row kernels of a stem (few input channels), for one instruction set.
+//
+//   analysis    code rows  = epilogue(sum over taps of D * image)     (K x M kH kW per position)
+//   synthesis   image rows = epilogue(sum over taps of D * code)      (M x K kH kW per pixel)
+//   correlation D-shaped   = sum over positions of image * code
+//
+// Vectors run along the width; a block of registers holds atoms (or channels, or taps) x vectors, so that
+// every load feeds several multiply-adds. The order of the sums for one output never depends on how
+// rows are grouped: the bits are the same for every number of threads.
+//
+// Included once per instruction set, inside its namespace: see isa.h.
+
+// Registers: atoms x vectors for the analysis, vectors for the synthesis, atoms x taps for the correlation,
+// plus operands, within 32 (AVX-512) or 16 registers.
+#if defined(CSC_ISA_AVX512)
+constexpr int kAtoms = 6, kVectors = 4, kPixels = 8, kCorrelationAtoms = 4, kCorrelationTaps = 6;
+#elif defined(CSC_ISA_AVX2)
+constexpr int kAtoms = 6, kVectors = 2, kPixels = 4, kCorrelationAtoms = 3, kCorrelationTaps = 4;
+#else
+constexpr int kAtoms = 4, kVectors = 2, kPixels = 2, kCorrelationAtoms = 2, kCorrelationTaps = 4;
+#endif
+
+// The largest of n, n/2, ... that a block of `left` things can use: 6 -> 4 -> 2 -> 1.
+constexpr int smaller(int block) { return block > 4 ? 4 : block > 2 ? 2 : 1; }
+
+#include "vector.h"
+
+#include "analysis.h"
+#include "correlation.h"
+#include "elementwise.h"
+#include "synthesis.h"
+#include "winograd_kernels.h"
+
+static const Kernels kKernels = {CSC_ISA_NAME, kLanes,  kAtoms,     analysis,   synthesis, correlation,
+                                 support,      combine, read_codes, write_codes, &kWinogradKernels};

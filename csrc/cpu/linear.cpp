@@ -1,0 +1,148 @@
+// csc_native::synthesis, analysis, correlation: one pass of a stem's kernels over tensors, of which the
+// ops csc::residual, csc::fista_step and their backwards are made.
+
+#include "isa.h"
+#include "tensors.h"
+#include "workspace.h"
+
+namespace csc {
+namespace {
+
+constexpr int kBlockRows = 4;
+
+// What every pass over a sample needs.
+struct Pass {
+  Shape s;
+  const Kernels& kernels;
+  Widths widths;
+  DictionaryPack pack;
+
+  Pass(const Shape& shape, const Tensor& dictionary, double scale)
+      : s(shape), kernels(chosen_kernels()), widths(s, kernels.lanes),
+        pack(sample(dictionary, 0), dictionary.stride(0), static_cast<float>(scale), s, widths, kernels) {}
+
+  int64_t tasks() const { return std::min<int64_t>(s.batch, torch::stable::get_num_threads()); }
+
+  // Calls visit(n, state) for every sample, with one state per task.
+  template <typename State, typename Visit>
+  void each_sample(std::vector<std::unique_ptr<State>>& states, const Visit& visit) const {
+    const int64_t count = tasks();
+    states.resize(count);
+    parallel_tasks(count, [&](int64_t task) {
+      states[task] = std::make_unique<State>(*this);
+      for (int64_t n = s.batch * task / count; n < s.batch * (task + 1) / count; ++n) visit(n, *states[task]);
+    });
+  }
+};
+
+struct Planes {
+  Pool pool;
+  const float* zeros;
+  Plane image, mask, result, codes, base, previous, point;
+  float* sums = nullptr;
+
+  explicit Planes(const Pass& pass) : pool(pass.s, pass.widths), zeros(pool.zero_row()) {}
+};
+
+// result = mask * (x - A z), or mask * scale * A z without x.
+void synthesis(Tensor z, Tensor dictionary, std::vector<int64_t> stride, std::vector<int64_t> pads, double scale,
+               std::optional<Tensor> x, std::optional<Tensor> mask, Tensor result) {
+  const Pass pass(shape_of(result.size(0), result.size(1), result.size(2), result.size(3), dictionary, stride, pads),
+                  dictionary, 1.0);
+  const Shape& s = pass.s;
+  if (s.batch == 0) return;
+  std::vector<std::unique_ptr<Planes>> states;
+  pass.each_sample(states, [&](int64_t n, Planes& p) {
+    if (!p.result) {
+      p.codes = p.pool.codes(s.code_height);
+      p.result = p.pool.image(s.height);
+      if (x) p.image = p.pool.image(s.height);
+      if (mask) p.mask = p.pool.image(s.height);
+    }
+    pass.kernels.read_codes(sample(z, n), p.codes, s, 0, s.code_height);
+    if (x) read_image(sample(*x, n), p.image, s, pass.widths);
+    if (mask) read_image(sample(*mask, n), p.mask, s, pass.widths);
+    SynthesisEpilogue e;
+    e.image = p.image;
+    e.scale = static_cast<float>(scale);
+    e.mask = p.mask;
+    e.residual = p.result;
+    pass.kernels.synthesis({s, pass.pack.view(), p.codes, p.zeros, e}, 0, s.height);
+    write_image(p.result, sample(result, n), s, pass.widths);
+  });
+}
+
+// code = shrink(base + scale A' image, threshold) / divisor, without threshold base + scale A' image, and
+// point = code + beta (code - previous).
+void analysis(Tensor image, Tensor dictionary, std::vector<int64_t> stride, std::vector<int64_t> pads, double scale,
+              std::optional<Tensor> base, std::optional<Tensor> threshold, std::optional<Tensor> divisor, bool nonneg,
+              std::optional<Tensor> previous, double beta, Tensor code, std::optional<Tensor> point) {
+  const Pass pass(shape_of(image.size(0), image.size(1), image.size(2), image.size(3), dictionary, stride, pads),
+                  dictionary, scale);
+  const Shape& s = pass.s;
+  if (s.batch == 0) return;
+  std::vector<std::unique_ptr<Planes>> states;
+  pass.each_sample(states, [&](int64_t n, Planes& p) {
+    if (!p.image) {
+      p.image = p.pool.image(s.height);
+      p.codes = p.pool.codes(kBlockRows);
+      if (base) p.base = p.pool.codes(kBlockRows);
+      if (point) {
+        p.previous = p.pool.codes(kBlockRows);
+        p.point = p.pool.codes(kBlockRows);
+      }
+    }
+    read_image(sample(image, n), p.image, s, pass.widths);
+    const Penalty thresholds(threshold, n), divisors(divisor, n);
+    AnalysisEpilogue e;
+    e.base = p.base;
+    if (threshold) e.shrink = nonneg ? Shrink::positive : Shrink::both;
+    e.threshold = thresholds.values;
+    e.threshold_map = thresholds.map;
+    e.divide = divisor.has_value();
+    e.divisor = divisors.values;
+    e.divisor_map = divisors.map;
+    e.code = p.codes;
+    e.beta = static_cast<float>(beta);
+    e.previous = p.previous;
+    e.point = p.point;
+    for (int i = 0; i < s.code_height; i += kBlockRows) {
+      const int end = std::min(i + kBlockRows, s.code_height);
+      if (base) pass.kernels.read_codes(sample(*base, n), p.base, s, i, end);
+      if (point) pass.kernels.read_codes(sample(*previous, n), p.previous, s, i, end);
+      pass.kernels.analysis({s, pass.pack.view(), p.image, p.zeros, e}, i, end);
+      pass.kernels.write_codes(p.codes, sample(code, n), s, i, end);
+      if (point) pass.kernels.write_codes(p.point, sample(*point, n), s, i, end);
+    }
+  });
+}
+
+// result (K, M, kH, kW), float32, contiguous, zeros: += the gradient of <A' image, code> in the dictionary.
+void correlation(Tensor image, Tensor code, Tensor dictionary, std::vector<int64_t> stride, std::vector<int64_t> pads,
+                 Tensor result) {
+  const Pass pass(shape_of(image.size(0), image.size(1), image.size(2), image.size(3), dictionary, stride, pads),
+                  dictionary, 1.0);
+  const Shape& s = pass.s;
+  if (s.batch == 0) return;
+  std::vector<std::unique_ptr<Planes>> states;
+  pass.each_sample(states, [&](int64_t n, Planes& p) {
+    if (!p.image) {
+      p.image = p.pool.image(s.height);
+      p.codes = p.pool.codes(s.code_height);
+      p.sums = p.pool.floats(static_cast<int64_t>(s.taps()) * s.atoms * pass.kernels.lanes);
+    }
+    read_image(sample(image, n), p.image, s, pass.widths);
+    pass.kernels.read_codes(sample(code, n), p.codes, s, 0, s.code_height);
+    pass.kernels.correlation({s, pass.pack.view(), p.image, p.codes, p.zeros, p.sums}, 0, s.code_height);
+  });
+  for (const auto& state : states) add_sums(state->sums, pass.kernels.lanes, s, static_cast<float*>(result.data_ptr()));
+}
+
+}  // namespace
+}  // namespace csc
+
+STABLE_TORCH_LIBRARY_IMPL(csc_native, CPU, m) {
+  m.impl("synthesis", TORCH_BOX(&csc::synthesis));
+  m.impl("analysis", TORCH_BOX(&csc::analysis));
+  m.impl("correlation", TORCH_BOX(&csc::correlation));
+}

@@ -1,0 +1,95 @@
+// From torch's tensors to the kernels' structs.
+
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <stdexcept>
+#include <vector>
+
+#include "blocks.h"
+
+namespace csc {
+
+using torch::stable::Tensor;
+
+inline Element element_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case torch::headeronly::ScalarType::Float: return Element::float32;
+    case torch::headeronly::ScalarType::BFloat16: return Element::bfloat16;
+    default: throw std::runtime_error("the native kernels take float32 and bfloat16");
+  }
+}
+
+// Sample n of a 4-d tensor; a dimension of size 1 in the first place serves every sample.
+inline Strided sample(const Tensor& t, int64_t n) {
+  Strided s;
+  s.element = element_of(t);
+  const int64_t size = s.element == Element::float32 ? 4 : 2;
+  s.data = static_cast<char*>(t.data_ptr()) + (t.size(0) == 1 ? 0 : n) * t.stride(0) * size;
+  s.channel = t.stride(1);
+  s.row = t.stride(2);
+  s.column = t.stride(3);
+  return s;
+}
+
+inline Shape shape_of(int64_t batch, int64_t channels, int64_t height, int64_t width, const Tensor& dictionary,
+                      const std::vector<int64_t>& stride, const std::vector<int64_t>& pads) {
+  Shape s;
+  s.batch = static_cast<int>(batch);
+  s.channels = static_cast<int>(channels);
+  s.height = static_cast<int>(height);
+  s.width = static_cast<int>(width);
+  s.atoms = static_cast<int>(dictionary.size(0));
+  s.kernel_height = static_cast<int>(dictionary.size(2));
+  s.kernel_width = static_cast<int>(dictionary.size(3));
+  s.stride_height = static_cast<int>(stride[0]);
+  s.stride_width = static_cast<int>(stride[1]);
+  s.top = static_cast<int>(pads[0]);
+  s.left = static_cast<int>(pads[2]);
+  s.code_height = static_cast<int>((height + pads[0] + pads[1] - s.kernel_height) / stride[0] + 1);
+  s.code_width = static_cast<int>((width + pads[2] + pads[3] - s.kernel_width) / stride[1] + 1);
+  return s;
+}
+
+// Whether the kernels can work on a tensor's rows where they are.
+inline bool has_rows(const Strided& t, int width) {
+  return t.element == Element::float32 && (t.column == 1 || width == 1);
+}
+
+// A float32 tensor (N or 1, K, H', W') as rows; see Plane.
+inline Plane tensor_plane(const Strided& t) {
+  Plane plane;
+  plane.base = static_cast<float*>(t.data);
+  plane.row_stride = t.row;
+  plane.channel_stride = t.channel;
+  return plane;
+}
+
+// Thresholds t lmbda, or divisors 1 + t mu, of one sample: K numbers, or maps over the code.
+struct Penalty {
+  const float* values = nullptr;
+  Plane map;
+
+  // t: (N, K, 1, 1) or (N, K, H', W'), contiguous.
+  Penalty(const std::optional<Tensor>& t, int64_t n) {
+    if (!t) return;
+    const Strided s = sample(*t, n);
+    if (t->size(2) == 1 && t->size(3) == 1) values = static_cast<const float*>(s.data);
+    else map = tensor_plane(s);
+  }
+};
+
+// Runs task(i) for i in [0, count) on torch's threads.
+template <typename Task>
+void parallel_tasks(int64_t count, const Task& task) {
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) task(i);
+  });
+}
+
+}  // namespace csc

@@ -1,0 +1,86 @@
+// One SIMD register of floats for the instruction set that this translation unit is compiled for.
+//
+// Included by kernels.h inside a namespace of its own per instruction set, after a
+// `#pragma GCC target`. It uses the compilers' vector extensions (GCC, Clang) and no header: an
+// inline function of the standard library compiled here could replace its baseline twin at link
+// time and fault on an older processor.
+
+#if defined(CSC_ISA_AVX512)
+constexpr int kLanes = 16;
+#elif defined(CSC_ISA_AVX2)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef int IntVec __attribute__((vector_size(kLanes * 4)));
+
+static inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
+
+static inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
+
+// Keeps a loaded vector in its register, where the compiler would rather load it again for every use: an
+// unaligned load costs as much as two.
+static inline void hold(Vec& value) {
+#if defined(CSC_ISA_AVX512)
+  asm("" : "+v"(value));
+#elif defined(__x86_64__)
+  asm("" : "+x"(value));
+#endif
+}
+
+static inline Vec splat(float value) { return value - Vec{}; }
+
+// The first `lanes` lanes; memory beyond them is neither read nor written.
+static inline Vec load_partial(const float* from, int lanes) {
+  if (lanes == kLanes) return load(from);
+#if defined(CSC_ISA_AVX512)
+  return __builtin_ia32_loadups512_mask(from, Vec{}, static_cast<unsigned short>((1u << lanes) - 1));
+#endif
+  Vec value = {};
+  for (int lane = 0; lane < lanes; ++lane) value[lane] = from[lane];
+  return value;
+}
+
+static inline void store_partial(float* to, Vec value, int lanes) {
+  if (lanes == kLanes) {
+    store(to, value);
+    return;
+  }
+#if defined(CSC_ISA_AVX512)
+  __builtin_ia32_storeups512_mask(to, value, static_cast<unsigned short>((1u << lanes) - 1));
+#else
+  for (int lane = 0; lane < lanes; ++lane) to[lane] = value[lane];
+#endif
+}
+
+// max(value, 0) that keeps NaN. x86's max returns its second operand when either is NaN, but compilers take
+// its builtins for commutative, and swap.
+static inline Vec positive_part(Vec value) { return value < Vec{} ? Vec{} : value; }
+
+static inline float sum(Vec value) {
+  float total = 0;
+  for (int lane = 0; lane < kLanes; ++lane) total += value[lane];
+  return total;
+}
+
+// Transposes a kLanes x kLanes block: log2(kLanes) rounds of perfect shuffles of rows i, i + half.
+static inline void transpose(Vec (&rows)[kLanes]) {
+  IntVec low, high;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    low[lane] = lane / 2 + (lane % 2) * kLanes;
+    high[lane] = low[lane] + kLanes / 2;
+  }
+  for (int round = 1; round < kLanes; round *= 2) {
+    Vec shuffled[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 2; ++i) {
+      shuffled[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      shuffled[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = shuffled[i];
+  }
+}

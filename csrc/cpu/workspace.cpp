@@ -1,0 +1,136 @@
+#include "workspace.h"
+
+namespace csc {
+namespace {
+
+float read(const Strided& t, int64_t offset) {
+  if (t.element == Element::float32) return static_cast<const float*>(t.data)[offset];
+  const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(t.data)[offset]) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+void write(const Strided& t, int64_t offset, float value) {
+  if (t.element == Element::float32) {
+    static_cast<float*>(t.data)[offset] = value;
+    return;
+  }
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  static_cast<uint16_t*>(t.data)[offset] = nan ? 0x7fc0 : static_cast<uint16_t>(rounded);
+}
+
+// Calls with (channel, column, position in the phased row) for a whole row of an image.
+template <typename Visit>
+void each_pixel(const Shape& s, const Widths& widths, Visit visit) {
+  for (int m = 0; m < s.channels; ++m) {
+    for (int phase = 0; phase < s.stride_width; ++phase) {
+      const int begin = s.phase_begin(phase), count = s.phase_count(phase);
+      const int64_t row = static_cast<int64_t>(m * s.stride_width + phase) * widths.phase;
+      for (int i = 0; i < count; ++i)
+        visit(m, (begin + i) * s.stride_width + phase - s.left, row + begin + i);
+    }
+  }
+}
+
+}  // namespace
+
+DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float scale, const Shape& s,
+                               const Widths& widths, const Kernels& kernels)
+    : channels_(s.channels), kernel_height_(s.kernel_height), kernel_width_(s.kernel_width) {
+  plain_.reserve(static_cast<size_t>(s.atoms) * s.taps());
+  for (int k = 0; k < s.atoms; ++k)
+    for (int m = 0; m < s.channels; ++m)
+      for (int dy = 0; dy < s.kernel_height; ++dy)
+        for (int dx = 0; dx < s.kernel_width; ++dx)
+          plain_.push_back(read(atoms, k * atom_stride + m * atoms.channel + dy * atoms.row + dx * atoms.column));
+
+  // Analysis: per block of A atoms [kH][M kW][A]; blocks of the kernels' size, then of 4, 2, 1.
+  analysis_.reserve(plain_.size());
+  for (int atom = 0, block = kernels.atoms; atom < s.atoms; atom += block) {
+    while (atom + block > s.atoms) block = block > 4 ? 4 : block / 2;
+    for (int dy = 0; dy < s.kernel_height; ++dy)
+      for (int m = 0; m < s.channels; ++m)
+        for (int dx = 0; dx < s.kernel_width; ++dx)
+          for (int a = 0; a < block; ++a) analysis_.push_back(scale * at(atom + a, m, dy, dx));
+  }
+  for (int m = 0; m < s.channels; ++m)
+    for (int dx = 0; dx < s.kernel_width; ++dx)
+      offsets_.push_back((m * s.stride_width + dx % s.stride_width) * widths.phase + dx / s.stride_width);
+
+  // Synthesis: per row phase and column phase [K][rows][columns][M].
+  synthesis_.reserve(plain_.size());
+  std::vector<size_t> starts;
+  for (int row_phase = 0; row_phase < s.stride_height; ++row_phase) {
+    for (int phase = 0; phase < s.stride_width; ++phase) {
+      PhaseTaps taps;
+      taps.rows = std::max(0, ceil_div(s.kernel_height - row_phase, s.stride_height));
+      taps.columns = std::max(0, ceil_div(s.kernel_width - phase, s.stride_width));
+      starts.push_back(synthesis_.size());
+      phases_.push_back(taps);
+      for (int k = 0; k < s.atoms; ++k)
+        for (int r = 0; r < taps.rows; ++r)
+          for (int c = 0; c < taps.columns; ++c)
+            for (int m = 0; m < s.channels; ++m)
+              synthesis_.push_back(at(k, m, row_phase + r * s.stride_height, phase + c * s.stride_width));
+    }
+  }
+  for (size_t i = 0; i < phases_.size(); ++i) phases_[i].weights = synthesis_.data() + starts[i];
+
+  view_.row_taps = s.channels * s.kernel_width;
+  view_.offsets = offsets_.data();
+  view_.phase_stride = widths.phase;
+  view_.analysis = analysis_.data();
+  view_.phases = phases_.data();
+  view_.stride_width = s.stride_width;
+}
+
+void read_image(const Strided& from, const Plane& to, const Shape& s, const Widths& widths) {
+  if (from.element == Element::float32 && from.column == 1 && s.stride_width == 1) {
+    for (int h = 0; h < s.height; ++h)
+      for (int m = 0; m < s.channels; ++m)
+        std::memcpy(to.row(h) + m * widths.phase + s.left,
+                    static_cast<const float*>(from.data) + m * from.channel + h * from.row, s.width * sizeof(float));
+    return;
+  }
+  for (int h = 0; h < s.height; ++h) {
+    float* row = to.row(h);
+    const int64_t start = h * from.row;
+    if (from.element == Element::float32) {
+      const float* pixels = static_cast<const float*>(from.data) + start;
+      each_pixel(s, widths, [&](int m, int w, int64_t position) {
+        row[position] = pixels[m * from.channel + w * from.column];
+      });
+    } else {
+      each_pixel(s, widths, [&](int m, int w, int64_t position) {
+        row[position] = read(from, start + m * from.channel + w * from.column);
+      });
+    }
+  }
+}
+
+void write_image(const Plane& from, const Strided& to, const Shape& s, const Widths& widths) {
+  for (int h = 0; h < s.height; ++h) {
+    const float* row = from.row(h);
+    each_pixel(s, widths, [&](int m, int w, int64_t position) {
+      write(to, m * to.channel + h * to.row + w * to.column, row[position]);
+    });
+  }
+}
+
+void add_sums(const float* sums, int lanes, const Shape& s, float* gradient) {
+  const int row_taps = s.channels * s.kernel_width;
+  for (int tap = 0; tap < s.taps(); ++tap) {
+    const int dy = tap / row_taps, m = tap % row_taps / s.kernel_width, dx = tap % s.kernel_width;
+    for (int k = 0; k < s.atoms; ++k, sums += lanes) {
+      float total = 0;
+      for (int lane = 0; lane < lanes; ++lane) total += sums[lane];
+      gradient[((static_cast<int64_t>(k) * s.channels + m) * s.kernel_height + dy) * s.kernel_width + dx] += total;
+    }
+  }
+}
+
+}  // namespace csc

@@ -1,0 +1,109 @@
+// Scratch memory of one task, and a dictionary packed for the kernels.
+
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "blocks.h"
+
+namespace csc {
+
+// Zeroed floats, aligned to cache lines.
+class Floats {
+ public:
+  Floats() = default;
+  explicit Floats(int64_t count) { allocate(count); }
+
+  void allocate(int64_t count) {
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64 + 64;
+    data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    if (!data_) throw std::bad_alloc();
+    std::memset(data_.get(), 0, bytes);
+  }
+  float* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(float* pointer) const { std::free(pointer); }
+  };
+  std::unique_ptr<float, Free> data_;
+};
+
+// Planes of scratch memory that live as long as their pool. Each starts as zeros; kernels never write
+// padding, so that it stays zero from image to image.
+class Pool {
+ public:
+  Pool(const Shape& shape, const Widths& widths) : shape_(shape), widths_(widths) {}
+
+  // Rows of codes: a ring of at least `rows`, or all of them.
+  Plane codes(int rows) { return rows_of(shape_.atoms, widths_.code, widths_.margin, rows, shape_.code_height); }
+
+  // Phased rows of an image.
+  Plane image(int rows) {
+    return rows_of(shape_.channels * shape_.stride_width, widths_.phase, 0, rows, shape_.height);
+  }
+
+  float* floats(int64_t count) {
+    storage_.emplace_back(count);
+    return storage_.back().get();
+  }
+
+  // Zeros to stand for a row beyond an image or a code; column 0 of a code row has its margin before it.
+  const float* zero_row() {
+    const int64_t image = static_cast<int64_t>(shape_.channels) * shape_.stride_width * widths_.phase;
+    const int64_t code = static_cast<int64_t>(shape_.atoms) * widths_.code;
+    return floats(std::max(image, code) + 2 * widths_.margin + 16) + widths_.margin;
+  }
+
+ private:
+  Plane rows_of(int channels, int width, int margin, int rows, int all) {
+    Plane plane;
+    int slots = all;
+    if (rows < all) {
+      slots = 1;
+      while (slots < rows) slots *= 2;
+      plane.mask = slots - 1;
+    }
+    plane.channel_stride = width;
+    plane.row_stride = static_cast<int64_t>(channels) * width;
+    plane.base = floats(plane.row_stride * std::max(slots, 1) + 2 * margin + 16) + margin;
+    return plane;
+  }
+
+  const Shape& shape_;
+  const Widths& widths_;
+  std::vector<Floats> storage_;
+};
+
+// The dictionary (K, M, kH, kW), any strides, in the kernels' orders.
+class DictionaryPack {
+ public:
+  // The analysis takes the atoms times `scale`.
+  DictionaryPack(const Strided& atoms, int64_t atom_stride, float scale, const Shape& s, const Widths& widths,
+                 const Kernels& kernels);
+
+  const PackedDictionary& view() const { return view_; }
+  float at(int k, int m, int dy, int dx) const {
+    return plain_[((static_cast<size_t>(k) * channels_ + m) * kernel_height_ + dy) * kernel_width_ + dx];
+  }
+
+ private:
+  int channels_, kernel_height_, kernel_width_;
+  std::vector<float> plain_, analysis_, synthesis_;
+  std::vector<int> offsets_;
+  std::vector<PhaseTaps> phases_;
+  PackedDictionary view_;
+};
+
+// x, a mask or a gradient of an image to and from phased rows.
+void read_image(const Strided& from, const Plane& to, const Shape& s, const Widths& widths);
+void write_image(const Plane& from, const Strided& to, const Shape& s, const Widths& widths);
+
+// Adds one task's sums of the correlation, [taps][K][lanes], to a contiguous (K, M, kH, kW) gradient.
+void add_sums(const float* sums, int lanes, const Shape& s, float* gradient);
+
+}  // namespace csc

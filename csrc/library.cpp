@@ -1,0 +1,37 @@
+// The schemas of the compiled kernels. The ops csc::* that users call are defined in Python and choose
+// among backends; these are what the backend "native" calls. They allocate no tensors: the last
+// arguments are written.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(csc_native, m) {
+  m.def(
+      "fista(Tensor x, Tensor dictionary, Tensor threshold, Tensor? divisor, float step_size, Tensor? z0, "
+      "Tensor? mask, int[] stride, int[] pads, bool nonneg, bool gradient_at_code, float[] weights, "
+      "Tensor(a!) z) -> ()");
+  m.def(
+      "fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor threshold, Tensor? divisor, "
+      "float step_size, Tensor? z0, Tensor? mask, int[] stride, int[] pads, bool nonneg, bool gradient_at_code, "
+      "float[] weights, Tensor z, Tensor(a!)? grad_x, Tensor(b!)? grad_z0, Tensor(c!)? penalty, "
+      "Tensor(d!)? grad_dictionary) -> ()");
+  m.def(
+      "synthesis(Tensor z, Tensor dictionary, int[] stride, int[] pads, float scale, Tensor? x, Tensor? mask, "
+      "Tensor(a!) result) -> ()");
+  m.def(
+      "analysis(Tensor image, Tensor dictionary, int[] stride, int[] pads, float scale, Tensor? base, "
+      "Tensor? threshold, Tensor? divisor, bool nonneg, Tensor? previous, float beta, Tensor(a!) code, "
+      "Tensor(b!)? point) -> ()");
+  m.def(
+      "correlation(Tensor image, Tensor code, Tensor dictionary, int[] stride, int[] pads, Tensor(a!) result) "
+      "-> ()");
+  m.def(
+      "winograd(Tensor input, Tensor weights, int top, int left, Tensor? threshold, Tensor? addend, bool relu, "
+      "Tensor(a!) output) -> ()");
+  m.def(
+      "winograd_weights(Tensor dictionary, float scale, Tensor(a!) analysis, Tensor(b!) synthesis) -> ()");
+  m.def("winograd_lanes() -> int");
+  m.def("isa() -> str");
+  m.def("runnable_isas() -> str");
+  m.def("choose_isa(str name) -> ()");
+  m.def("compiler() -> str");
+}

@@ -1,0 +1,5 @@
+"""python -m sdnet"""
+
+from .cli import main
+
+main()

@@ -1,0 +1,84 @@
+"""The command sdnet: one subcommand per job."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+OPTIONAL = {"matplotlib", "numpy", "PIL", "rich", "skimage", "sklearn", "typer"}
+
+
+def missing(error: ModuleNotFoundError) -> SystemExit:
+    """The end of a program that lacks one of the packages of the extra "sdnet"."""
+    name = (error.name or "").split(".")[0]
+    if name not in OPTIONAL:
+        raise error
+    return SystemExit(f'sdnet needs {name}: pip install "csc_kernels[sdnet]"')
+
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    raise missing(error) from None
+
+app = typer.Typer(help="SDNet: image classifiers with sparse coding layers.", no_args_is_help=True)
+
+
+@app.callback()
+def commands() -> None:
+    """Keeps `demo` a subcommand while it is the only one."""
+
+
+def finite(value: float) -> float:
+    if not math.isfinite(value) or value <= 0:
+        raise typer.BadParameter(f"must be finite and greater than 0, got {value}")
+    return value
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for sheet.png and results.csv.", file_okay=False)],
+    lmbda: Annotated[float, typer.Option(help="Weight of the l1 norm.", callback=finite)] = 0.1,
+    iterations: Annotated[int, typer.Option(help="FISTA iterations per picture.", min=1)] = 40,
+    steps: Annotated[int, typer.Option(help="Steps of Adam for the dictionary.", min=0)] = 120,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of PyTorch; its own choice without.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the dictionary and the noise.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Small pictures and few steps, for tests.")] = False,
+) -> None:
+    """Learn a dictionary from photographs, code them, take noise off one, and time the layer."""
+    with interruptible():
+        import torch
+        from rich.console import Console
+
+        from .demo import Settings, run
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise typer.BadParameter(f"cannot make {out}: {error.strerror}", param_hint="--out") from None
+        run(out, Settings(lmbda, iterations, steps, seed, quick), Console())
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends the command with one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted: no half-written file is left", err=True)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Run the command; a package that is missing is named in one line."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        raise missing(error) from None

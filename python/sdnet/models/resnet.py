@@ -1,0 +1,132 @@
+"""ResNet-18 and ResNet-34 (He et al. 2016, arXiv 1512.03385), and the body that SDNet shares with them.
+
+torchvision's would be shorter here and longer elsewhere: published SDNet checkpoints call the stem layer0,
+the projections shortcut and the classifier linear, and the CIFAR stem is not torchvision's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BLOCKS_18 = (2, 2, 2, 2)
+BLOCKS_34 = (3, 4, 6, 3)
+STAGE_CHANNELS = (64, 128, 256, 512)
+
+# The first layer of a network: kernel, stride and padding. ImageNet's halves the image once more after it.
+STEMS = {"cifar": (3, 1, 1), "imagenet": (7, 2, 3)}
+
+Block = Callable[[int, int, int], nn.Module]
+
+
+def stem_geometry(stem: str) -> tuple[int, int, int]:
+    """Kernel, stride and padding of a stem's first layer."""
+    if stem not in STEMS:
+        raise ValueError(f"stem must be one of {tuple(STEMS)}, got {stem!r}")
+    return STEMS[stem]
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+
+def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """The shortcut of a block: the identity, or a 1x1 convolution where the shape changes."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Sequential()
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, out_channels, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels, 1)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = projection(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        out += self.shortcut(x)
+        return F.relu(out, inplace=True)
+
+
+def make_stages(blocks: Sequence[int], block: Block) -> list[nn.Sequential]:
+    """Four stages of `blocks` blocks; each after the first halves the image and doubles the channels."""
+    stages = []
+    in_channels = STAGE_CHANNELS[0]
+    for count, channels in zip(blocks, STAGE_CHANNELS):
+        first_stride = 1 if channels == STAGE_CHANNELS[0] else 2
+        first = block(in_channels, channels, first_stride)
+        stages.append(nn.Sequential(first, *(block(channels, channels, 1) for _ in range(count - 1))))
+        in_channels = channels
+    return stages
+
+
+class ResNet(nn.Module):
+    """A stem, four stages, the mean over the pixels and a linear classifier.
+
+    Shapes:
+        x (N, 3, H, W), any H and W -> logits (N, num_classes).
+    """
+
+    def __init__(self, stem: nn.Module, stages: Sequence[nn.Module], num_classes: int) -> None:
+        super().__init__()
+        if not isinstance(num_classes, int) or isinstance(num_classes, bool):
+            raise TypeError(f"num_classes must be an int, got {num_classes!r}")
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        self.layer0 = stem
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.linear = nn.Linear(STAGE_CHANNELS[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.layer0, self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+        return self.linear(x.mean((2, 3)))
+
+
+def _resnet(blocks: Sequence[int], num_classes: int, stem: str) -> ResNet:
+    kernel, stride, padding = stem_geometry(stem)
+    layer0 = nn.Sequential(
+        nn.Conv2d(3, 64, kernel, stride=stride, padding=padding, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(inplace=True),
+    )
+    if stem == "imagenet":
+        layer0.append(nn.MaxPool2d(3, stride=2, padding=1))
+    return ResNet(layer0, make_stages(blocks, BasicBlock), num_classes)
+
+
+def resnet18(num_classes: int = 10, stem: str = "cifar") -> ResNet:
+    """ResNet-18 (He et al. 2016, arXiv 1512.03385), randomly initialised: 11,173,962 parameters by default.
+
+    Args:
+        num_classes: number of logits, at least 1.
+        stem: "cifar", a 3x3 convolution, or "imagenet", a 7x7 convolution of stride 2 and a max pool.
+
+    Raises:
+        TypeError, ValueError: an argument is none of these.
+
+    >>> sum(p.numel() for p in resnet18().parameters())
+    11173962
+    """
+    return _resnet(BLOCKS_18, num_classes, stem)
+
+
+def resnet34(num_classes: int = 10, stem: str = "cifar") -> ResNet:
+    """ResNet-34: as `resnet18`, with 3, 4, 6 and 3 blocks.
+
+    >>> sum(p.numel() for p in resnet34().parameters())
+    21282122
+    """
+    return _resnet(BLOCKS_34, num_classes, stem)

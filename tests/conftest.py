@@ -1,0 +1,47 @@
+"""What the tests share with pytest: the fixture `backend`, and the golden files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import csc_kernels as csc
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", metavar="DIR", type=Path, help="test every .npz of DIR too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = config.getoption("--golden")
+    if given is not None and not any(given.glob("*.npz")):
+        raise pytest.UsageError(f"--golden {given}: no .npz files there")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`golden_file`: every .npz of tests/golden, and of --golden DIR."""
+    if "golden_file" in metafunc.fixturenames:
+        folders = dict.fromkeys([GOLDEN, (metafunc.config.getoption("--golden") or GOLDEN).resolve()])
+        files = [file for folder in folders for file in sorted(folder.glob("*.npz"))]
+        metafunc.parametrize("golden_file", files, ids=[file.stem for file in files])
+
+
+@pytest.fixture(params=csc.available_backends())
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of one available backend, forced for the length of the test."""
+    with csc.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The problems are small: on a busy machine threads that wait for each other take 30 times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
