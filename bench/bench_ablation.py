@@ -53,8 +53,7 @@ def main(
             contenders = []
             for layout in LAYOUTS:
                 contenders += [
-                    contender(name, CASES[case], layout, mode, torch.float32)
-                    for name in ("published", "cleaned")
+                    contender(name, CASES[case], layout, mode, torch.float32) for name in ("published", "cleaned")
                 ]
                 contenders += [with_backend(name, case, layout, mode) for name in csc.available_backends()]
             title = f"{case}, {mode}"

@@ -92,9 +92,7 @@ def models_table(runs: list[Run]) -> str:
         for name in dict.fromkeys(row["contender"] for row in run.rows):
             row = run.fastest(name)
             rate = f"{1e3 * batch / median(row):.0f}"
-            lines.append(
-                [f"{name}; {run.mode}", rate, row["layout"], times(ratio(run.fastest("ResNet-18"), row))]
-            )
+            lines.append([f"{name}; {run.mode}", rate, row["layout"], times(ratio(run.fastest("ResNet-18"), row))])
     return table(["network", "images / s", "layout", "of ResNet-18"], lines)
 
 

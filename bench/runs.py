@@ -35,9 +35,7 @@ class Run:
 
     def peak_bytes(self, name: str) -> int | None:
         """The smallest peak memory of a contender, in any layout; None where it was not measured."""
-        peaks = [
-            int(row["peak_bytes"]) for row in self.rows if row["contender"] == name and row["peak_bytes"]
-        ]
+        peaks = [int(row["peak_bytes"]) for row in self.rows if row["contender"] == name and row["peak_bytes"]]
         return min(peaks, default=None)
 
 

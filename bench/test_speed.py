@@ -21,9 +21,7 @@ class Problem:
     def __init__(self, channels, atoms, size, kernel, stride, padding, batch) -> None:
         self.x = torch.randn(batch, channels, size, size)
         self.size = size
-        self.dictionary = torch.nn.functional.normalize(
-            torch.randn(atoms, channels, kernel, kernel), dim=(1, 2, 3)
-        )
+        self.dictionary = torch.nn.functional.normalize(torch.randn(atoms, channels, kernel, kernel), dim=(1, 2, 3))
         self.options = {"stride": stride, "padding": padding}
         self.step_size = float(1 / csc.lipschitz(self.dictionary, method="bound", **self.options))
         self.z = self.solve(1)

@@ -67,7 +67,10 @@ def check_number(name: str, value: object, positive: bool) -> None:
 
 
 def parameter(name: str, value: object, x: Tensor, code: tuple[int, ...], positive: bool) -> Tensor:
-    """lmbda, mu or step_size as a tensor; numbers become float64 scalars."""
+    """lmbda, mu or step_size as a tensor of float32 at least, so that no product of two is rounded to bfloat16.
+
+    Numbers become float64 scalars.
+    """
     if not isinstance(value, Tensor):
         check_number(name, value, positive)
         return torch.full((), value, dtype=torch.float64)
@@ -77,7 +80,7 @@ def parameter(name: str, value: object, x: Tensor, code: tuple[int, ...], positi
         raise ValueError(f"{name} is on {value.device}, x is on {x.device}")
     if not broadcasts(shape(value), code):
         raise ValueError(f"{name} of shape {shape(value)} does not broadcast against the code {code}")
-    return value
+    return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
 
 def step_size_parameter(value: object, x: Tensor) -> Tensor:

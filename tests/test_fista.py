@@ -20,6 +20,7 @@ from helpers import (
     objective,
     random_problem,
     unless_refused,
+    ways,
 )
 from torch import Tensor
 
@@ -32,7 +33,7 @@ def test_error_is_at_most_twice_pytorchs(backend: str, dtype: torch.dtype, case:
     problem = random_problem(dtype=dtype, **CASES[case])
     z = problem.solve()
     assert z.dtype == dtype
-    assert_error(z, problem.plain(), problem.to(torch.float64).plain())
+    assert_error(z, ways(Problem.plain, problem), problem.to(torch.float64).plain())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -50,7 +51,7 @@ def test_every_number_of_steps(backend: str, dtype: torch.dtype, channels: int, 
             dtype=dtype, margin=1e-5, channels=channels, atoms=5, size=(4, 6), padding=1, n_iter=n_iter,
             momentum=momentum, nonneg=nonneg, z0=z0,
         )  # fmt: skip
-        assert_error(problem.solve(), problem.plain(), problem.to(torch.float64).plain(), momentum)
+        assert_error(problem.solve(), ways(Problem.plain, problem), problem.to(torch.float64).plain(), momentum)
         assert_gradients(Problem.solve, Problem.plain, problem)
 
 

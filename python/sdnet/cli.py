@@ -44,9 +44,7 @@ def demo(
     lmbda: Annotated[float, typer.Option(help="Weight of the l1 norm.", callback=finite)] = 0.1,
     iterations: Annotated[int, typer.Option(help="FISTA iterations per picture.", min=1)] = 40,
     steps: Annotated[int, typer.Option(help="Steps of Adam for the dictionary.", min=0)] = 120,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of PyTorch; its own choice without.", min=1)
-    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of PyTorch; its own choice without.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of the dictionary and the noise.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Small pictures and few steps, for tests.")] = False,
 ) -> None:

@@ -187,9 +187,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def rows(
-    coded: Iterable[Coded], denoised: Iterable[Coded], races: Iterable[Race]
-) -> Iterable[dict[str, object]]:
+def rows(coded: Iterable[Coded], denoised: Iterable[Coded], races: Iterable[Race]) -> Iterable[dict[str, object]]:
     for table, items in (("code", coded), ("denoise", denoised)):
         for item in items:
             yield {

@@ -90,9 +90,7 @@ class Published(nn.Module):
         return F.conv2d(x, self.weight, None, self.stride, self.padding)
 
     def synthesis(self, z: Tensor) -> Tensor:
-        return F.conv_transpose2d(
-            z, self.weight, None, self.stride, self.padding, 0 if self.stride == 1 else 1
-        )
+        return F.conv_transpose2d(z, self.weight, None, self.stride, self.padding, 0 if self.stride == 1 else 1)
 
     @torch.no_grad()
     def update_step_size(self, code_size: tuple[int, int]) -> None:
