@@ -385,6 +385,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "atoms_17": {"atoms": 17, "padding": 1},
     "atoms_35": {"atoms": 35, "padding": 1, "size": (6, 18)},
     "batch_0": {"batch": 0, "padding": 1},
+    "batch_0_wide": {"batch": 0, "channels": 8, "padding": 1},
     "batch_1": {"batch": 1, "padding": 1},
     "batch_5": {"batch": 5, "padding": 1, "size": (4, 5)},
     "row": {"size": (1, 21), "padding": 1},

@@ -355,16 +355,12 @@ def fista_backward(
     a = Convolutions(x, dictionary, stride, pads, step_size.item())
     x_last, mask = _channels_last(x), mask_like(x, mask)
     betas = step_weights(n_iter, momentum)
-    iterates = [
-        _channels_last(z0),
-        *map(_channels_last, codes.split(batch) if n_iter > 1 and batch else ()),
-        z,
-    ]
+    codes = codes.unflatten(0, (n_iter - 1, batch)).unbind()
+    residuals = residuals.unflatten(0, (n_iter if z0 is not None else n_iter - 1, batch)).unbind()
+    iterates = [_channels_last(z0), *map(_channels_last, codes), z]
+    steps = [_channels_last(r) for r in residuals]
     if z0 is None:
-        first = x_last if mask is None else x_last * mask
-        steps = [first, *map(_channels_last, residuals.split(batch) if n_iter > 1 and batch else ())]
-    else:
-        steps = list(map(_channels_last, residuals.split(batch)))
+        steps.insert(0, x_last if mask is None else x_last * mask)
 
     def extrapolated(k: int) -> Tensor | None:
         if k == 0 or betas[k - 1] == 0:

@@ -74,7 +74,11 @@ static inline void finish_usual(const AnalysisEpilogue& e, const CodePosition* a
   for (int v = 0; v < V; ++v) {
     float* code = e.code.row(at[v].row) + at[v].column + atom * stride;
 #pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) store(code + a * stride, positive_part(sums[a][v]));
+    for (int a = 0; a < A; ++a) { 
+#if defined(CSC_ISA_AVX512)
+ if (e.stream) __builtin_ia32_movntps512(code + a * stride, positive_part(sums[a][v])); else
+#endif
+ store(code + a * stride, positive_part(sums[a][v])); }
   }
 }
 

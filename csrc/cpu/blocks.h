@@ -46,6 +46,7 @@ struct AnalysisEpilogue {
   Plane threshold_map, divisor_map;
   Plane code;
   float beta = 0;
+  bool stream = false;
   Plane previous, point;
 };
 

@@ -126,6 +126,7 @@ class Solver {
     e.divisor = divisor_->values;
     e.divisor_map = divisor_->map;
     e.code = it.code;
+    e.stream = direct_ && k == options_.n_iter();
     if (it.point.base != it.code.base) {
       e.beta = static_cast<float>(options_.weights[k - 1]);
       e.previous = before.code;
