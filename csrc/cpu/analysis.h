@@ -73,12 +73,13 @@ static inline void finish_usual(const AnalysisEpilogue& e, const CodePosition* a
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
     float* code = e.code.row(at[v].row) + at[v].column + atom * stride;
+    if (e.stream) {
 #pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) { 
-#if defined(CSC_ISA_AVX512)
- if (e.stream) __builtin_ia32_movntps512(code + a * stride, positive_part(sums[a][v])); else
-#endif
- store(code + a * stride, positive_part(sums[a][v])); }
+      for (int a = 0; a < A; ++a) stream(code + a * stride, positive_part(sums[a][v]));
+    } else {
+#pragma GCC unroll 8
+      for (int a = 0; a < A; ++a) store(code + a * stride, positive_part(sums[a][v]));
+    }
   }
 }
 
@@ -172,4 +173,5 @@ static void analysis(const AnalysisBlock& b, int begin, int end) {
     }
   }
   if (count) analysis_atoms<kAtoms>(b, at, count, 0, b.dictionary.analysis);
+  if (b.epilogue.stream) streamed();
 }

@@ -45,8 +45,8 @@ struct AnalysisEpilogue {
   const float* divisor = nullptr;
   Plane threshold_map, divisor_map;
   Plane code;
+  bool stream = false;  // The codes' rows are aligned to vectors, and too many to stay in a cache.
   float beta = 0;
-  bool stream = false;
   Plane previous, point;
 };
 

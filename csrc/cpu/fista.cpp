@@ -16,6 +16,9 @@ namespace {
 
 constexpr int kBlockRows = 4;  // Rows of codes computed together.
 
+// Codes of more bytes than this are written around the caches: no second-level cache holds as many.
+constexpr int64_t kStreamedBytes = 8 << 20;
+
 struct Options {
   bool nonneg;
   bool gradient_at_code;       // The published SDNet: gradient at z, from the extrapolated point.
@@ -32,9 +35,10 @@ struct Iteration {
 class Solver {
  public:
   Solver(const Shape& shape, const Widths& widths, const DictionaryPack& dictionary, const Options& options,
-         const Kernels& kernels, bool from_code, bool masked, bool direct)
+         const Kernels& kernels, bool from_code, bool masked, bool direct, bool stream)
       : s_(shape), widths_(widths), dictionary_(dictionary), options_(options), kernels_(kernels),
-        pool_(shape, widths), from_code_(from_code), direct_(direct), iterations_(options.n_iter() + 1) {
+        pool_(shape, widths), from_code_(from_code), direct_(direct), stream_(stream),
+        iterations_(options.n_iter() + 1) {
     zeros_ = pool_.zero_row();
     image_ = pool_.image(s_.height);
     if (masked) {
@@ -126,7 +130,7 @@ class Solver {
     e.divisor = divisor_->values;
     e.divisor_map = divisor_->map;
     e.code = it.code;
-    e.stream = direct_ && k == options_.n_iter();
+    e.stream = stream_ && k == options_.n_iter();
     if (it.point.base != it.code.base) {
       e.beta = static_cast<float>(options_.weights[k - 1]);
       e.previous = before.code;
@@ -142,7 +146,7 @@ class Solver {
   const Options& options_;
   const Kernels& kernels_;
   Pool pool_;
-  const bool from_code_, direct_;
+  const bool from_code_, direct_, stream_;
   const float* zeros_ = nullptr;
   Plane image_, mask_, masked_image_;
   std::vector<Iteration> iterations_;
@@ -163,6 +167,8 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
                             kernels);
   const Options options{nonneg, gradient_at_code, weights};
   const bool direct = has_rows(sample(z, 0), s.code_width);
+  const bool stream = direct && is_aligned(z, kernels.lanes) &&
+                      int64_t{4} * s.batch * s.atoms * s.code_height * s.code_width > kStreamedBytes;
 
   // As many bands as give every thread work, none of fewer rows than its borders.
   const int threads = static_cast<int>(torch::stable::get_num_threads());
@@ -171,7 +177,7 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   const int64_t pieces = static_cast<int64_t>(s.batch) * bands;
   const int64_t tasks = std::min<int64_t>(pieces, threads);
   parallel_tasks(tasks, [&](int64_t task) {
-    Solver solver(s, widths, pack, options, kernels, z0.has_value(), mask.has_value(), direct);
+    Solver solver(s, widths, pack, options, kernels, z0.has_value(), mask.has_value(), direct, stream);
     for (int64_t piece = pieces * task / tasks; piece < pieces * (task + 1) / tasks; ++piece) {
       const int64_t n = piece / bands;
       const int band = static_cast<int>(piece % bands);

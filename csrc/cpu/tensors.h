@@ -61,6 +61,14 @@ inline bool has_rows(const Strided& t, int width) {
   return t.element == Element::float32 && (t.column == 1 || width == 1);
 }
 
+// Whether every row of a float32 tensor begins at a multiple of a vector.
+inline bool is_aligned(const Tensor& t, int lanes) {
+  const int64_t bytes = lanes * int64_t{4};
+  bool aligned = reinterpret_cast<uintptr_t>(t.data_ptr()) % bytes == 0;
+  for (int dim = 0; dim < 3; ++dim) aligned = aligned && t.stride(dim) % lanes == 0;
+  return aligned;
+}
+
 // A float32 tensor (N or 1, K, H', W') as rows; see Plane.
 inline Plane tensor_plane(const Strided& t) {
   Plane plane;

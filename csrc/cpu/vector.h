@@ -21,6 +21,26 @@ static inline Vec load(const float* from) { return *reinterpret_cast<const Unali
 
 static inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 
+// A store that goes around the caches, to an address aligned to the vector: a large result that nobody reads back
+// soon would first be read from memory to be overwritten. End with `streamed()`.
+static inline void stream(float* to, Vec value) {
+#if defined(CSC_ISA_AVX512)
+  __builtin_ia32_movntps512(to, value);
+#elif defined(CSC_ISA_AVX2)
+  __builtin_ia32_movntps256(to, value);
+#elif defined(__SSE__)
+  __builtin_ia32_movntps(to, value);
+#else
+  store(to, value);
+#endif
+}
+
+static inline void streamed() {
+#if defined(__SSE__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 // Keeps a loaded vector in its register, where the compiler would rather load it again for every use: an
 // unaligned load costs as much as two.
 static inline void hold(Vec& value) {
