@@ -80,7 +80,6 @@ struct CorrelationBlock {
   const PackedDictionary& dictionary;
   Plane image;
   Plane code;
-  const float* zeros;
   float* sums;  // [taps][K][lanes], added to.
 };
 

@@ -211,7 +211,7 @@ class Reverse {
   void correlate(const Plane& image, const Plane& code) {
     // Blocks of rows small enough that a few atoms' codes stay in the first cache for all taps.
     const int rows = std::max(2 * kBlockRows, 512 / s_.code_width);
-    const CorrelationBlock block{s_, dictionary_.view(), image, code, zeros_, sums_};
+    const CorrelationBlock block{s_, dictionary_.view(), image, code, sums_};
     for (int i = 0; i < s_.code_height; i += rows) kernels_.correlation(block, i, std::min(i + rows, s_.code_height));
   }
 

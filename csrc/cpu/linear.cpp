@@ -133,7 +133,7 @@ void correlation(Tensor image, Tensor code, Tensor dictionary, std::vector<int64
     }
     read_image(sample(image, n), p.image, s, pass.widths);
     pass.kernels.read_codes(sample(code, n), p.codes, s, 0, s.code_height);
-    pass.kernels.correlation({s, pass.pack.view(), p.image, p.codes, p.zeros, p.sums}, 0, s.code_height);
+    pass.kernels.correlation({s, pass.pack.view(), p.image, p.codes, p.sums}, 0, s.code_height);
   });
   for (const auto& state : states) add_sums(state->sums, pass.kernels.lanes, s, static_cast<float*>(result.data_ptr()));
 }
