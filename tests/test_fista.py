@@ -55,6 +55,26 @@ def test_every_number_of_steps(backend: str, dtype: torch.dtype, channels: int, 
         assert_gradients(Problem.solve, Problem.plain, problem)
 
 
+@pytest.mark.parametrize("momentum", ("fista", "sdnet"))
+@pytest.mark.parametrize("n_iter, z0", ((2, False), (1, True), (3, True), (5, False)))
+@pytest.mark.parametrize(
+    "kernel, stride, padding",
+    (((3, 3), 1, 1), ((7, 7), 2, 3), ((5, 2), (3, 1), (0, 1)), ((4, 3), (1, 2), "valid"), ((2, 3), (3, 2), (4, 0))),
+)
+def test_tall_and_wide_images(
+    backend: str, kernel: tuple, stride: object, padding: object, n_iter: int, z0: bool, momentum: str
+) -> None:
+    """Rows in flight are few against those of the image. lmbda = 0: no rounding changes the support."""
+    rows, columns = (stride, stride) if isinstance(stride, int) else stride
+    problem = random_problem(
+        dtype=torch.float32, batch=1, channels=2, atoms=2, size=(45 * rows, 450 * columns), kernel=kernel,
+        stride=stride, padding=padding, n_iter=n_iter, z0=z0, momentum=momentum, lmbda=0.0, mu="atom",
+        mask="float", nonneg=False,
+    )  # fmt: skip
+    assert_error(problem.solve(), ways(Problem.plain, problem), problem.to(torch.float64).plain())
+    assert_gradients(Problem.solve, Problem.plain, problem)
+
+
 @pytest.mark.parametrize("channels", (1, 3, 8))
 @pytest.mark.parametrize("n_iter", (1, 2, 5))
 def test_bfloat16_gradients_point_where_the_oracles_do(channels: int, n_iter: int) -> None:

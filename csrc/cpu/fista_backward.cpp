@@ -1,61 +1,61 @@
 // csc_native::fista_backward: gradients of a stem's solve, from x, z and dL/dz alone.
 //
-// Each sample's iterates are computed again in scratch memory, then followed backwards. With
-// G_k = dL/dz_k on the support of z_k, divided by 1 + t mu, and image_k = -mask A G_k:
+// The iterates are computed again, and the gradients follow them backwards, rows of everything in flight at once
+// (iterates.h): the gradient of step k needs a few rows of that of step k + 1 and no more. With G_k = dL/dz_k on the
+// support of z_k, divided by 1 + t mu, and image_k = -mask A G_k:
 //
 //   dL/dbase_(k-1) = G_k     dL/dpoint_(k-1) = t A' image_k     dL/dx -= t image_k
 //   dL/dD += t (correlation(r_k, G_k) + correlation(image_k, point_(k-1)))
 //   dL/dlmbda = -t sum sign(z_k) G_k    dL/dmu = -t sum z_k G_k
 //
+// and, with y_k = z_k + beta_k (z_k - z_(k-1)) and H_k the gradient in the base y_(k-1) of step k,
+//
+//   dL/dz_k = (1 + beta_k) H_(k+1) - beta_(k+1) H_(k+2),  H_k = G_k + t A' image_k;
+//
+// the published SDNet takes its gradient at z_(k-1), so that there H_k = G_k and dL/dz_(k-1) has t A' image_k alone.
 // The step size of the analysis is in the packed dictionary; the caller multiplies the sums by their t.
 
-#include "isa.h"
-#include "tensors.h"
-#include "workspace.h"
+#include <memory>
+
+#include "iterates.h"
 
 namespace csc {
 namespace {
 
-constexpr int kBlockRows = 4;
+// Code rows computed together. Measured: with fewer positions the correlation loads and stores its sums too often,
+// and too few consecutive rows of each channel of z and dL/dz are read for the processor to foresee the next; with
+// more the rings leave the second-level cache.
+constexpr int kBlockPositions = 1792;
+int block_rows(const Shape& s) { return std::max(kBlockPositions / s.code_width, 4); }
 
-struct Options {
-  bool nonneg, gradient_at_code;
-  std::vector<double> weights;
-  bool image_gradient, dictionary_gradient, code_gradient, penalty_gradient;
-  int n_iter() const { return static_cast<int>(weights.size()); }
+// Which gradients are wanted.
+struct Wanted {
+  bool image, dictionary, code, penalty;
 };
 
 class Reverse {
  public:
-  Reverse(const Shape& shape, const Widths& widths, const DictionaryPack& dictionary, const Options& options,
-          const Kernels& kernels, bool from_code, bool masked)
-      : s_(shape), widths_(widths), dictionary_(dictionary), o_(options), kernels_(kernels), pool_(shape, widths),
-        from_code_(from_code) {
-    const int n = o_.n_iter(), rows = s_.code_height;
-    zeros_ = pool_.zero_row();
-    image_ = pool_.image(s_.height);
-    mask_ = masked ? pool_.image(s_.height) : Plane{};
-    masked_image_ = masked ? pool_.image(s_.height) : image_;
-    if (o_.image_gradient) {
-      last_image_ = pool_.image(s_.height);
-      total_ = pool_.image(s_.height);
-    }
-    codes_.resize(n + 1);
-    points_.resize(n + 1);
-    residuals_.resize(n + 1);
-    for (int k = from_code ? 0 : 1; k <= n; ++k) {
-      if (k < n) codes_[k] = pool_.codes(rows);
-      points_[k] = has_momentum(k) ? pool_.codes(rows) : codes_[k];
-      if (k > 1 || (k == 1 && from_code)) residuals_[k] = pool_.image(s_.height);
-    }
-    // dL/dz_k, and where momentum spreads it also dL/dz_(k-1) and dL/dz_(k-2).
+  Reverse(const Solve& solve, const Wanted& wanted)
+      : solve_(solve), s_(solve.shape), o_(solve.options), kernels_(solve.kernels), wanted_(wanted),
+        pool_(solve.shape, solve.widths), block_(block_rows(s_)),
+        // z_k runs ahead of G_k by the reach of the n - k gradient steps and of the n - k steps in between.
+        iterates_(solve, pool_, block_, o_.n_iter() - 1,
+                  [this](int k) { return 2 * (o_.n_iter() - k) * s_.reach_height(); }),
+        stages_(o_.n_iter() + 1) {
+    // G_(k+1) runs ahead of G_k by the reach of a step, and H_(k+2) by that of two.
+    const int pixel_rows = (block_ + 2) * s_.stride_height + s_.kernel_height;
     bool spreads = false;
-    for (int k = 1; k < n; ++k) spreads = spreads || has_momentum(k);
-    for (int i = 0; i < (spreads ? 3 : 1); ++i) gradients_[i] = pool_.codes(rows);
-    if (o_.dictionary_gradient) {
-      const int64_t count = static_cast<int64_t>(s_.taps()) * s_.atoms * kernels.lanes;
-      sums_ = pool_.floats(count);
+    for (int k = 1; k < o_.n_iter(); ++k) spreads = spreads || o_.has_momentum(k);
+    const int rows = block_ + (spreads ? 2 : 1) * s_.reach_height() + 1;
+    for (int k = 0; k <= o_.n_iter(); ++k) {
+      Stage& stage = stages_[k];
+      stage.gradient = pool_.codes(rows);
+      // H_k, where momentum reads it again later.
+      stage.base = spreads && !o_.gradient_at_code ? pool_.codes(rows) : stage.gradient;
+      stage.image = pool_.image(pixel_rows);
     }
+    if (wanted.image) total_ = pool_.image(s_.height);
+    if (wanted.dictionary) sums_ = pool_.floats(static_cast<int64_t>(s_.taps()) * s_.atoms * kernels_.lanes);
   }
 
   // What its samples add to the dictionary's gradient, in the kernels' order: [taps][K][lanes].
@@ -65,169 +65,152 @@ class Reverse {
   void run(const Strided& gradient, const Strided& x, const Strided& z0, const Strided& mask, const Strided& z,
            const Penalty& threshold, const Penalty& divisor, const Strided& grad_x, const Strided& grad_z0,
            float* penalty) {
-    threshold_ = &threshold;
+    gradient_ = gradient;
+    z_ = z;
     divisor_ = &divisor;
-    const int n = o_.n_iter();
-    read_image(x, image_, s_, widths_);
-    if (mask_) {
-      read_image(mask, mask_, s_, widths_);
-      for (int h = 0; h < s_.height; ++h)
-        for (int64_t i = 0; i < image_.row_stride; ++i)
-          masked_image_.row(h)[i] = image_.row(h)[i] * mask_.row(h)[i];
-    }
-    if (from_code_) kernels_.read_codes(z0, codes_[0], s_, 0, s_.code_height);
-    for (int k = 1; k < n; ++k) iterate(k);
-    if (residuals_[n]) residual(n);
+    grad_z0_ = grad_z0;
+    penalty_ = penalty;
+    for (Stage& stage : stages_) stage.gradients_done = stage.images_done = 0;
     if (total_)
       for (int h = 0; h < s_.height; ++h) std::fill_n(total_.row(h), total_.row_stride, 0.0f);
-
-    codes_[n] = rows_of(z, last_code_);
-    Plane current = gradients_[0], before = gradients_[1], earlier = gradients_[2];
-    Plane source = rows_of(gradient, current);
-    bool before_used = false, earlier_used = false;  // Whether they hold anything yet.
-    for (int k = n; k >= 1; --k) {
-      const bool has_point = step_back(k, source, current, penalty);
-      if (!has_point) break;
-      const float beta = has_momentum(k - 1) ? static_cast<float>(o_.weights[k - 2]) : 0.0f;
-      if (beta == 0 && !before_used) {
-        analyse_into(current, current);  // Base and point are both z_(k-1): it goes on in place.
-        source = current;
-        continue;
-      }
-      if (!before_used) clear(before);
-      if (beta != 0 && !earlier_used) clear(earlier);
-      spread(beta, current, before, earlier);
-      const Plane spent = current;
-      current = source = before;
-      before = earlier;
-      earlier = spent;
-      before_used = beta != 0;
-      earlier_used = false;
+    iterates_.start(x, z0, mask, threshold, divisor, 0);
+    const int first = solve_.from_code ? 0 : 1;
+    for (int row = 0; row < s_.code_height; row += block_)
+      advance_gradients(first, std::min(row + block_, s_.code_height));
+    if (total_) {
+      advance_images(1, s_.height);
+      write_image(total_, grad_x, s_, solve_.widths);
     }
-    if (total_) write_image(total_, grad_x, s_, widths_);
-    if (o_.code_gradient) kernels_.write_codes(current, grad_z0, s_, 0, s_.code_height);
   }
 
  private:
-  bool has_momentum(int k) const { return k > 0 && k < o_.n_iter() && o_.weights[k - 1] != 0; }
+  // G_k, what passed through the base of its step, and image_k.
+  struct Stage {
+    Plane gradient, base, image;
+    int gradients_done = 0, images_done = 0;
+  };
 
-  void clear(const Plane& codes) {
-    for (int i = 0; i < s_.code_height; ++i)
+  // Code rows of G_k up to `target`, with all that they add to the sums; of dL/dz0 for k = 0.
+  void advance_gradients(int k, int target) {
+    Stage& stage = stages_[k];
+    while (stage.gradients_done < target) {
+      const int begin = stage.gradients_done, end = std::min(begin + block_, target);
+      if (k == 0) {
+        arrive(0, begin, end);
+        if (wanted_.code) kernels_.write_codes(stage.gradient, grad_z0_, s_, begin, end);
+      } else {
+        take_support(k, begin, end);
+        if (wanted_.dictionary) {
+          if (iterates_.has_point(k)) iterates_.advance_residuals(k, iterates_.pixels_of(end));
+          correlate(iterates_.image_of(k), stage.gradient, begin, end);
+        }
+      }
+      stage.gradients_done = end;
+      // The step from zero passes nothing on but to x, whose rows must be had while those of G_1 are there.
+      if (k == 1 && !iterates_.has_point(1) && total_)
+        advance_images(1, end == s_.code_height ? s_.height : std::min(s_.height, end * s_.stride_height - s_.top));
+    }
+  }
+
+  // G_k from dL/dz_k.
+  void take_support(int k, int begin, int end) {
+    Plane source = stages_[k].gradient, code;
+    if (k == o_.n_iter()) {
+      source = rows_of(gradient_, gradient_rows_, begin, end);
+      code = rows_of(z_, code_rows_, begin, end);
+    } else {
+      arrive(k, begin, end);
+      iterates_.advance_codes(k, end);
+      code = iterates_.code(k);
+    }
+    PenaltySums sums;
+    if (wanted_.penalty) sums = {penalty_, penalty_ + s_.atoms};
+    kernels_.support({s_, source, code, stages_[k].gradient, divisor_->divides(), divisor_->values, divisor_->map, sums},
+                     begin, end);
+  }
+
+  // dL/dz_k, from the steps after it, into the rows of G_k.
+  void arrive(int k, int begin, int end) {
+    Stage& stage = stages_[k];
+    Stage& next = stages_[k + 1];
+    advance_images(k + 1, iterates_.pixels_of(end));
+    advance_gradients(k + 1, end);
+    if (wanted_.dictionary) {
+      iterates_.advance_codes(k, end);
+      correlate(next.image, iterates_.point_of_gradient(k), begin, end);
+    }
+    if (k == 0 && !wanted_.code) return;
+    const float beta = weight(k), later = weight(k + 1);
+    if (beta == 0 && later == 0) {
+      analyse(next.image, next.gradient, stage.gradient, begin, end);
+      return;
+    }
+    if (o_.gradient_at_code) {
+      analyse(next.image, Plane{}, stage.gradient, begin, end);
+    } else {
+      analyse(next.image, next.gradient, next.base, begin, end);
+      clear(stage.gradient, begin, end);
+    }
+    kernels_.combine(stage.gradient, 1 + beta, next.base, s_, begin, end);
+    if (later != 0) kernels_.combine(stage.gradient, -later, stages_[k + 2].base, s_, begin, end);
+  }
+
+  // beta_k of y_k = z_k + beta_k (z_k - z_(k-1)), which only a step after k reads.
+  float weight(int k) const { return o_.has_momentum(k) ? static_cast<float>(o_.weights[k - 1]) : 0.0f; }
+
+  // Pixel rows of image_k up to `target`.
+  void advance_images(int k, int target) {
+    Stage& stage = stages_[k];
+    if (stage.images_done >= target) return;
+    advance_gradients(k, iterates_.codes_of(target));
+    SynthesisEpilogue e;
+    e.scale = -1;
+    e.mask = iterates_.mask();
+    e.residual = stage.image;
+    e.total = total_;
+    kernels_.synthesis({s_, solve_.dictionary.view(), stage.gradient, iterates_.zeros(), e}, stage.images_done, target);
+    stage.images_done = target;
+  }
+
+  // to = base + t A' image
+  void analyse(const Plane& image, const Plane& base, const Plane& to, int begin, int end) {
+    AnalysisEpilogue e;
+    e.base = base;
+    e.code = to;
+    kernels_.analysis({s_, solve_.dictionary.view(), image, iterates_.zeros(), e}, begin, end);
+  }
+
+  void correlate(const Plane& image, const Plane& code, int begin, int end) {
+    kernels_.correlation({s_, solve_.dictionary.view(), image, code, sums_}, begin, end);
+  }
+
+  void clear(const Plane& codes, int begin, int end) {
+    for (int i = begin; i < end; ++i)
       for (int k = 0; k < s_.atoms; ++k)
         std::fill_n(codes.row(i) + k * codes.channel_stride, s_.code_width, 0.0f);
   }
 
-  const Plane& point(int k) const { return o_.gradient_at_code ? codes_[k] : points_[k]; }
-
-  void residual(int k) {
-    SynthesisEpilogue e;
-    e.image = image_;
-    e.mask = mask_;
-    e.residual = residuals_[k];
-    synthesis(point(k - 1), e);
-  }
-
-  void synthesis(const Plane& code, const SynthesisEpilogue& e) {
-    const SynthesisBlock block{s_, dictionary_.view(), code, zeros_, e};
-    const int rows = kBlockRows * s_.stride_height;
-    for (int h = 0; h < s_.height; h += rows) kernels_.synthesis(block, h, std::min(h + rows, s_.height));
-  }
-
-  void analysis(const Plane& image, const AnalysisEpilogue& e) {
-    const AnalysisBlock block{s_, dictionary_.view(), image, zeros_, e};
-    for (int i = 0; i < s_.code_height; i += kBlockRows)
-      kernels_.analysis(block, i, std::min(i + kBlockRows, s_.code_height));
-  }
-
-  // z_k from z_(k-1), as the solve computed it.
-  void iterate(int k) {
-    if (residuals_[k]) residual(k);
-    AnalysisEpilogue e;
-    if (residuals_[k]) e.base = points_[k - 1];
-    e.shrink = o_.nonneg ? Shrink::positive : Shrink::both;
-    e.threshold = threshold_->values;
-    e.threshold_map = threshold_->map;
-    e.divide = divides();
-    e.divisor = divisor_->values;
-    e.divisor_map = divisor_->map;
-    e.code = codes_[k];
-    if (has_momentum(k)) {
-      e.beta = static_cast<float>(o_.weights[k - 1]);
-      e.previous = codes_[k - 1];
-      e.point = points_[k];
-    }
-    analysis(residuals_[k] ? residuals_[k] : masked_image_, e);
-  }
-
-  bool divides() const { return divisor_->values || divisor_->map; }
-
   // Rows of a tensor's sample: its own where they can be, else read into `scratch`.
-  Plane rows_of(const Strided& t, Plane& scratch) {
+  Plane rows_of(const Strided& t, Plane& scratch, int begin, int end) {
     if (has_rows(t, s_.code_width)) return tensor_plane(t);
-    if (!scratch) scratch = pool_.codes(s_.code_height);
-    kernels_.read_codes(t, scratch, s_, 0, s_.code_height);
+    if (!scratch) scratch = pool_.codes(block_);
+    kernels_.read_codes(t, scratch, s_, begin, end);
     return scratch;
   }
 
-  // From dL/dz_k in `source` to G_k in `current` and image_k; false for the step from zero, which has no point.
-  bool step_back(int k, const Plane& source, const Plane& current, float* penalty) {
-    PenaltySums sums;
-    if (o_.penalty_gradient) sums = {penalty, penalty + s_.atoms};
-    kernels_.support({s_, source, codes_[k], current, divides(), divisor_->values, divisor_->map, sums}, 0,
-                     s_.code_height);
-
-    const bool has_point = static_cast<bool>(residuals_[k]);
-    if (o_.dictionary_gradient) correlate(has_point ? residuals_[k] : masked_image_, current);
-    gradient_image_ = has_point ? residuals_[k] : last_image_;  // Its residual has served.
-    if (gradient_image_) {
-      SynthesisEpilogue e;
-      e.scale = -1;
-      e.mask = mask_;
-      e.residual = gradient_image_;
-      e.total = total_;
-      synthesis(current, e);
-    }
-    if (has_point && o_.dictionary_gradient) correlate(gradient_image_, point(k - 1));
-    return has_point;
-  }
-
-  // to = base + t A' image_k
-  void analyse_into(const Plane& to, const Plane& base) {
-    AnalysisEpilogue e;
-    e.base = base;
-    e.code = to;
-    analysis(gradient_image_, e);
-  }
-
-  // With y_(k-1) = z_(k-1) + beta (z_(k-1) - z_(k-2)): adds to dL/dz_(k-1) and dL/dz_(k-2).
-  void spread(float beta, const Plane& current, const Plane& before, const Plane& earlier) {
-    // The published SDNet takes the gradient at z_(k-1), FISTA at y_(k-1), as the step's base.
-    if (o_.gradient_at_code) analyse_into(before, before);
-    else analyse_into(current, current);
-    kernels_.combine(before, 1 + beta, current, s_, 0, s_.code_height);
-    if (beta != 0) kernels_.combine(earlier, -beta, current, s_, 0, s_.code_height);
-  }
-
-  void correlate(const Plane& image, const Plane& code) {
-    // Blocks of rows small enough that a few atoms' codes stay in the first cache for all taps.
-    const int rows = std::max(2 * kBlockRows, 512 / s_.code_width);
-    const CorrelationBlock block{s_, dictionary_.view(), image, code, sums_};
-    for (int i = 0; i < s_.code_height; i += rows) kernels_.correlation(block, i, std::min(i + rows, s_.code_height));
-  }
-
+  const Solve& solve_;
   const Shape& s_;
-  const Widths& widths_;
-  const DictionaryPack& dictionary_;
-  const Options& o_;
+  const SolveOptions& o_;
   const Kernels& kernels_;
+  const Wanted wanted_;
   Pool pool_;
-  const bool from_code_;
-  const float* zeros_ = nullptr;
-  Plane image_, mask_, masked_image_, gradient_image_, last_image_, total_;
-  std::vector<Plane> codes_, points_, residuals_;
-  Plane gradients_[3], last_code_;
+  const int block_;
+  Iterates iterates_;
+  std::vector<Stage> stages_;
+  Plane total_, gradient_rows_, code_rows_;
   float* sums_ = nullptr;
-  const Penalty* threshold_ = nullptr;
+  float* penalty_ = nullptr;
+  Strided gradient_, z_, grad_z0_;
   const Penalty* divisor_ = nullptr;
 };
 
@@ -245,22 +228,19 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
   const Widths widths(s, kernels.lanes);
   const DictionaryPack pack(sample(dictionary, 0), dictionary.stride(0), static_cast<float>(step_size), s, widths,
                             kernels);
-  const Options options{nonneg,
-                        gradient_at_code,
-                        weights,
-                        grad_x.has_value(),
-                        grad_dictionary.has_value(),
-                        grad_z0.has_value(),
-                        penalty.has_value()};
+  const SolveOptions options{nonneg, gradient_at_code, weights};
+  const Solve solve{s, widths, pack, options, kernels, z0.has_value(), mask.has_value()};
+  const Wanted wanted{grad_x.has_value(), grad_dictionary.has_value(), grad_z0.has_value(), penalty.has_value()};
 
   const int64_t tasks = std::min<int64_t>(s.batch, torch::stable::get_num_threads());
   std::vector<std::unique_ptr<Reverse>> reverses(tasks);
   parallel_tasks(tasks, [&](int64_t task) {
-    reverses[task] = std::make_unique<Reverse>(s, widths, pack, options, kernels, z0.has_value(), mask.has_value());
+    reverses[task] = std::make_unique<Reverse>(solve, wanted);
     for (int64_t n = s.batch * task / tasks; n < s.batch * (task + 1) / tasks; ++n) {
+      const Penalty thresholds(threshold, n), divisors(divisor, n);
       reverses[task]->run(
           sample(gradient, n), sample(x, n), z0 ? sample(*z0, n) : Strided{}, mask ? sample(*mask, n) : Strided{},
-          sample(z, n), Penalty(threshold, n), Penalty(divisor, n), grad_x ? sample(*grad_x, n) : Strided{},
+          sample(z, n), thresholds, divisors, grad_x ? sample(*grad_x, n) : Strided{},
           grad_z0 ? sample(*grad_z0, n) : Strided{},
           penalty ? static_cast<float*>(penalty->data_ptr()) + n * 2 * s.atoms : nullptr);
     }

@@ -90,6 +90,8 @@ struct Penalty {
     if (t->size(2) == 1 && t->size(3) == 1) values = static_cast<const float*>(s.data);
     else map = tensor_plane(s);
   }
+
+  bool divides() const { return values || map; }
 };
 
 // Runs task(i) for i in [0, count) on torch's threads.
