@@ -5,7 +5,12 @@ PYTHON ?= python3
 RUN = $(VENV)/bin/python
 OUT ?= demo_out
 
-.PHONY: install demo test bench
+# Where there is a compiler, kernels that do not build are an error and not a slower installation.
+ifneq ($(shell command -v $(or $(CXX),c++) 2>/dev/null),)
+export CSC_KERNELS_NATIVE ?= 1
+endif
+
+.PHONY: install demo test bench wheel-check
 
 install: $(VENV)/installed
 
@@ -20,6 +25,9 @@ demo: install
 
 test: install
 	$(RUN) -m pytest tests csc_kernels --doctest-modules
+
+wheel-check: install
+	$(RUN) tests/check_wheel.py
 
 bench: install
 	$(RUN) bench/bench_fista.py --out bench/results

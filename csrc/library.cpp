@@ -27,8 +27,7 @@ STABLE_TORCH_LIBRARY(csc_native, m) {
   m.def(
       "winograd(Tensor input, Tensor weights, int top, int left, Tensor? threshold, Tensor? addend, bool relu, "
       "Tensor(a!) output) -> ()");
-  m.def(
-      "winograd_weights(Tensor dictionary, float scale, Tensor(a!) analysis, Tensor(b!) synthesis) -> ()");
+  m.def("winograd_weights(Tensor dictionary, float scale, Tensor(a!) analysis, Tensor(b!) synthesis) -> ()");
   m.def("winograd_lanes() -> int");
   m.def("isa() -> str");
   m.def("runnable_isas() -> str");

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -271,6 +273,15 @@ def test_the_same_tensor_may_be_several_arguments(backend: str, channels: int) -
     total = unless_refused(lambda: torch.autograd.grad(together.solve().square().sum(), (x, lmbda)))
     torch.testing.assert_close(total[0], found["x"] + found["z0"] + found["mask"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(total[1], found["lmbda"] + found["mu"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    os.environ.get("CSC_KERNELS_NATIVE") == "0", reason="installed without native kernels, as asked"
+)
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_where_there_is_a_compiler_there_are_native_kernels() -> None:
+    """Without this a build that broke would skip its tests."""
+    assert native.unavailable() is None
 
 
 def instruction_sets() -> list[str]:

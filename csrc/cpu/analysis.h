@@ -17,9 +17,8 @@ static inline Vec next_code(const AnalysisEpilogue& e, Vec value, int k, const C
   if (e.shrink == Shrink::both) shrunk -= positive_part(-value - threshold);
   if (!e.divide) return shrunk;
   const Vec divisor =
-      e.divisor_map
-          ? load_partial(e.divisor_map.row(at.row) + k * e.divisor_map.channel_stride + at.column, at.lanes)
-          : splat(e.divisor[k]);
+      e.divisor_map ? load_partial(e.divisor_map.row(at.row) + k * e.divisor_map.channel_stride + at.column, at.lanes)
+                    : splat(e.divisor[k]);
   return shrunk / divisor;
 }
 
@@ -34,8 +33,7 @@ static void finish_codes(const AnalysisEpilogue& e, const CodePosition* at, int 
       const Vec value = next_code(e, sums[a * vectors + v], k, position);
       store_partial(code + k * e.code.channel_stride, value, position.lanes);
       if (e.point) {
-        const Vec before =
-            load(e.previous.row(position.row) + k * e.previous.channel_stride + position.column);
+        const Vec before = load(e.previous.row(position.row) + k * e.previous.channel_stride + position.column);
         store_partial(e.point.row(position.row) + k * e.point.channel_stride + position.column,
                       value + e.beta * (value - before), position.lanes);
       }
@@ -85,8 +83,7 @@ static inline void finish_usual(const AnalysisEpilogue& e, const CodePosition* a
 
 // A atoms x V vectors in registers; the sum runs over kernel rows, then channels, then columns.
 template <int A, int V>
-static void analysis_registers(const AnalysisBlock& b, const CodePosition* at, int atom,
-                               const float* weights) {
+static void analysis_registers(const AnalysisBlock& b, const CodePosition* at, int atom, const float* weights) {
   const Shape& s = b.shape;
   const int taps = b.dictionary.row_taps;
   const int* offsets = b.dictionary.offsets;
@@ -140,14 +137,12 @@ static void analysis_positions(const AnalysisBlock& b, const CodePosition* at, i
   int done = 0;
   for (; done + V <= count; done += V) analysis_registers<A, V>(b, at + done, atom, weights);
   if constexpr (V > 1) {
-    if (done < count)
-      analysis_positions<A, smaller(V - 1)>(b, at + done, count - done, atom, weights);
+    if (done < count) analysis_positions<A, smaller(V - 1)>(b, at + done, count - done, atom, weights);
   }
 }
 
 template <int A>
-static void analysis_atoms(const AnalysisBlock& b, const CodePosition* at, int count, int atom,
-                           const float* weights) {
+static void analysis_atoms(const AnalysisBlock& b, const CodePosition* at, int count, int atom, const float* weights) {
   const int per_atom = b.dictionary.row_taps * b.shape.kernel_height;
   const int atoms = b.shape.atoms;
   for (; atom + A <= atoms; atom += A, weights += A * per_atom)

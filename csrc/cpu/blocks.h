@@ -21,16 +21,14 @@ struct PhaseTaps {
 
 // A dictionary in the orders that the kernels read it in.
 struct PackedDictionary {
-  int row_taps = 0;         // M kW, the taps of one kernel row, channels outside.
+  int row_taps = 0;              // M kW, the taps of one kernel row, channels outside.
   const int* offsets = nullptr;  // Of each tap of a row, from a code's column, in a phased image row.
   int64_t phase_stride = 0;
-  const float* analysis = nullptr;  // Per block of A atoms: [kH][row_taps][A].
+  const float* analysis = nullptr;    // Per block of A atoms: [kH][row_taps][A].
   const PhaseTaps* phases = nullptr;  // [sH][sW]
   int stride_width = 1;
 
-  const PhaseTaps& phase_taps(int row_phase, int phase) const {
-    return phases[row_phase * stride_width + phase];
-  }
+  const PhaseTaps& phase_taps(int row_phase, int phase) const { return phases[row_phase * stride_width + phase]; }
 };
 
 enum class Shrink { none, positive, both };

@@ -73,6 +73,8 @@ static void correlation_atoms(const CorrelationBlock& b, int begin, int end) {
 
 // Adds the positions of code rows [begin, end).
 static void correlation(const CorrelationBlock& b, int begin, int end) {
-  if (b.dictionary.row_taps <= kRowTaps) correlation_atoms<kRowAtoms, kRowTaps>(b, begin, end);
-  else correlation_atoms<kLongRowAtoms, kLongRowTaps>(b, begin, end);
+  if (b.dictionary.row_taps <= kRowTaps)
+    correlation_atoms<kRowAtoms, kRowTaps>(b, begin, end);
+  else
+    correlation_atoms<kLongRowAtoms, kLongRowTaps>(b, begin, end);
 }

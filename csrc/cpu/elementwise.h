@@ -11,14 +11,15 @@ static void support(const SupportBlock& block, int begin, int end) {
       const float* source = b.source.row(row) + k * b.source.channel_stride;
       const float* code = b.code.row(row) + k * b.code.channel_stride;
       float* gradient = b.gradient.row(row) + k * b.gradient.channel_stride;
-      const float* divisor_map =
-          b.divisor_map ? b.divisor_map.row(row) + k * b.divisor_map.channel_stride : nullptr;
+      const float* divisor_map = b.divisor_map ? b.divisor_map.row(row) + k * b.divisor_map.channel_stride : nullptr;
       for (int column = 0; column < width; column += kLanes) {
         const int left = width - column, lanes = left < kLanes ? left : kLanes;
         const Vec z = load_partial(code + column, lanes);
         Vec g = z != Vec{} ? load_partial(source + column, lanes) : Vec{};
-        if (divisor_map) g /= load_partial(divisor_map + column, lanes);
-        else if (b.divide) g /= splat(divisor);
+        if (divisor_map)
+          g /= load_partial(divisor_map + column, lanes);
+        else if (b.divide)
+          g /= splat(divisor);
         store_partial(gradient + column, g, lanes);
         if (b.sums.sign) {
           // Lanes beyond the width hold zero codes, so that they add nothing.
@@ -36,8 +37,7 @@ static void support(const SupportBlock& block, int begin, int end) {
 }
 
 // to += scale * from, over code rows.
-static void combine(const Plane& to, float scale, const Plane& from, const Shape& s, int begin,
-                    int end) {
+static void combine(const Plane& to, float scale, const Plane& from, const Shape& s, int begin, int end) {
   for (int row = begin; row < end; ++row) {
     for (int k = 0; k < s.atoms; ++k) {
       float* target = to.row(row) + k * to.channel_stride;
@@ -81,8 +81,7 @@ static void read_codes(const Strided& from, const Plane& to, const Shape& s, int
         for (int column = 0; column < s.code_width; column += kLanes) {
           const int left = s.code_width - column, lanes = left < kLanes ? left : kLanes;
           Vec block[kLanes] = {};
-          for (int lane = 0; lane < lanes; ++lane)
-            block[lane] = load(source + (column + lane) * from.column + first);
+          for (int lane = 0; lane < lanes; ++lane) block[lane] = load(source + (column + lane) * from.column + first);
           transpose(block);
           for (int k = 0; k < kLanes; ++k)
             store_partial(target + (first + k) * to.channel_stride + column, block[k], lanes);
@@ -97,8 +96,10 @@ static void read_codes(const Strided& from, const Plane& to, const Shape& s, int
         for (int w = 0; w < s.code_width; ++w) channel[w] = widen(source[w * from.column]);
       } else {
         const float* source = static_cast<const float*>(from.data) + offset;
-        if (from.column == 1) __builtin_memcpy(channel, source, s.code_width * sizeof(float));
-        else for (int w = 0; w < s.code_width; ++w) channel[w] = source[w * from.column];
+        if (from.column == 1)
+          __builtin_memcpy(channel, source, s.code_width * sizeof(float));
+        else
+          for (int w = 0; w < s.code_width; ++w) channel[w] = source[w * from.column];
       }
     }
   }
@@ -114,11 +115,9 @@ static void write_codes(const Plane& from, const Strided& to, const Shape& s, in
         for (int column = 0; column < s.code_width; column += kLanes) {
           const int left = s.code_width - column, lanes = left < kLanes ? left : kLanes;
           Vec block[kLanes];
-          for (int k = 0; k < kLanes; ++k)
-            block[k] = load(source + (first + k) * from.channel_stride + column);
+          for (int k = 0; k < kLanes; ++k) block[k] = load(source + (first + k) * from.channel_stride + column);
           transpose(block);
-          for (int lane = 0; lane < lanes; ++lane)
-            store(target + (column + lane) * to.column + first, block[lane]);
+          for (int lane = 0; lane < lanes; ++lane) store(target + (column + lane) * to.column + first, block[lane]);
         }
       }
     }
@@ -130,8 +129,10 @@ static void write_codes(const Plane& from, const Strided& to, const Shape& s, in
         for (int w = 0; w < s.code_width; ++w) target[w * to.column] = narrow(channel[w]);
       } else {
         float* target = static_cast<float*>(to.data) + offset;
-        if (to.column == 1) __builtin_memcpy(target, channel, s.code_width * sizeof(float));
-        else for (int w = 0; w < s.code_width; ++w) target[w * to.column] = channel[w];
+        if (to.column == 1)
+          __builtin_memcpy(target, channel, s.code_width * sizeof(float));
+        else
+          for (int w = 0; w < s.code_width; ++w) target[w * to.column] = channel[w];
       }
     }
   }

@@ -14,9 +14,8 @@ constexpr int kBlockRows = 4;  // Rows of codes computed together.
 constexpr int64_t kStreamedBytes = 8 << 20;
 
 void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> divisor, double step_size,
-           std::optional<Tensor> z0, std::optional<Tensor> mask, std::vector<int64_t> stride,
-           std::vector<int64_t> pads, bool nonneg, bool gradient_at_code, std::vector<double> weights,
-           Tensor z) {
+           std::optional<Tensor> z0, std::optional<Tensor> mask, std::vector<int64_t> stride, std::vector<int64_t> pads,
+           bool nonneg, bool gradient_at_code, std::vector<double> weights, Tensor z) {
   const Shape s = shape_of(x.size(0), x.size(1), x.size(2), x.size(3), dictionary, stride, pads);
   if (s.batch == 0) return;
   const Kernels& kernels = chosen_kernels();
@@ -39,8 +38,7 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   parallel_tasks(tasks, [&](int64_t task) {
     Pool pool(s, widths);
     // Ahead by the reach of a gradient step, of which the first block of a band sees both sides.
-    Iterates iterates(solve, pool, kBlockRows, direct ? n_iter - 1 : n_iter,
-                      [&](int) { return 2 * s.reach_height(); });
+    Iterates iterates(solve, pool, kBlockRows, direct ? n_iter - 1 : n_iter, [&](int) { return 2 * s.reach_height(); });
     for (int64_t piece = pieces * task / tasks; piece < pieces * (task + 1) / tasks; ++piece) {
       const int64_t n = piece / bands;
       const int band = static_cast<int>(piece % bands);

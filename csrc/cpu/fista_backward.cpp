@@ -36,8 +36,13 @@ struct Wanted {
 class Reverse {
  public:
   Reverse(const Solve& solve, const Wanted& wanted)
-      : solve_(solve), s_(solve.shape), o_(solve.options), kernels_(solve.kernels), wanted_(wanted),
-        pool_(solve.shape, solve.widths), block_(block_rows(s_)),
+      : solve_(solve),
+        s_(solve.shape),
+        o_(solve.options),
+        kernels_(solve.kernels),
+        wanted_(wanted),
+        pool_(solve.shape, solve.widths),
+        block_(block_rows(s_)),
         // z_k runs ahead of G_k by the reach of the n - k gradient steps and of the n - k steps in between.
         iterates_(solve, pool_, block_, o_.n_iter() - 1,
                   [this](int k) { return 2 * (o_.n_iter() - k) * s_.reach_height(); }),
@@ -125,8 +130,9 @@ class Reverse {
     }
     PenaltySums sums;
     if (wanted_.penalty) sums = {penalty_, penalty_ + s_.atoms};
-    kernels_.support({s_, source, code, stages_[k].gradient, divisor_->divides(), divisor_->values, divisor_->map, sums},
-                     begin, end);
+    kernels_.support(
+        {s_, source, code, stages_[k].gradient, divisor_->divides(), divisor_->values, divisor_->map, sums}, begin,
+        end);
   }
 
   // dL/dz_k, from the steps after it, into the rows of G_k.
@@ -186,8 +192,7 @@ class Reverse {
 
   void clear(const Plane& codes, int begin, int end) {
     for (int i = begin; i < end; ++i)
-      for (int k = 0; k < s_.atoms; ++k)
-        std::fill_n(codes.row(i) + k * codes.channel_stride, s_.code_width, 0.0f);
+      for (int k = 0; k < s_.atoms; ++k) std::fill_n(codes.row(i) + k * codes.channel_stride, s_.code_width, 0.0f);
   }
 
   // Rows of a tensor's sample: its own where they can be, else read into `scratch`.
@@ -217,11 +222,10 @@ class Reverse {
 // -grad_x / t, grad_z0, penalty (N, 2, K) and grad_dictionary / t (K, M, kH, kW) are written where given;
 // the last two arrive as zeros, float32.
 void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> divisor,
-                    double step_size, std::optional<Tensor> z0, std::optional<Tensor> mask,
-                    std::vector<int64_t> stride, std::vector<int64_t> pads, bool nonneg, bool gradient_at_code,
-                    std::vector<double> weights, Tensor z, std::optional<Tensor> grad_x,
-                    std::optional<Tensor> grad_z0, std::optional<Tensor> penalty,
-                    std::optional<Tensor> grad_dictionary) {
+                    double step_size, std::optional<Tensor> z0, std::optional<Tensor> mask, std::vector<int64_t> stride,
+                    std::vector<int64_t> pads, bool nonneg, bool gradient_at_code, std::vector<double> weights,
+                    Tensor z, std::optional<Tensor> grad_x, std::optional<Tensor> grad_z0,
+                    std::optional<Tensor> penalty, std::optional<Tensor> grad_dictionary) {
   const Shape s = shape_of(x.size(0), x.size(1), x.size(2), x.size(3), dictionary, stride, pads);
   if (s.batch == 0) return;
   const Kernels& kernels = chosen_kernels();
@@ -238,11 +242,10 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
     reverses[task] = std::make_unique<Reverse>(solve, wanted);
     for (int64_t n = s.batch * task / tasks; n < s.batch * (task + 1) / tasks; ++n) {
       const Penalty thresholds(threshold, n), divisors(divisor, n);
-      reverses[task]->run(
-          sample(gradient, n), sample(x, n), z0 ? sample(*z0, n) : Strided{}, mask ? sample(*mask, n) : Strided{},
-          sample(z, n), thresholds, divisors, grad_x ? sample(*grad_x, n) : Strided{},
-          grad_z0 ? sample(*grad_z0, n) : Strided{},
-          penalty ? static_cast<float*>(penalty->data_ptr()) + n * 2 * s.atoms : nullptr);
+      reverses[task]->run(sample(gradient, n), sample(x, n), z0 ? sample(*z0, n) : Strided{},
+                          mask ? sample(*mask, n) : Strided{}, sample(z, n), thresholds, divisors,
+                          grad_x ? sample(*grad_x, n) : Strided{}, grad_z0 ? sample(*grad_z0, n) : Strided{},
+                          penalty ? static_cast<float*>(penalty->data_ptr()) + n * 2 * s.atoms : nullptr);
     }
   });
   if (!grad_dictionary) return;

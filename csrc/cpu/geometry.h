@@ -16,8 +16,8 @@
 namespace csc {
 
 struct Shape {
-  int batch, channels, height, width;      // x: (N, M, H, W)
-  int atoms, code_height, code_width;      // z: (N, K, H', W')
+  int batch, channels, height, width;  // x: (N, M, H, W)
+  int atoms, code_height, code_width;  // z: (N, K, H', W')
   int kernel_height, kernel_width;
   int stride_height, stride_width;
   int top, left;
@@ -29,9 +29,7 @@ struct Shape {
   int reach_width() const { return (kernel_width - 1) / stride_width; }
 
   // First position, in its phase, of a pixel of the image proper, and how many there are.
-  int phase_begin(int phase) const {
-    return phase >= left ? 0 : (left - phase + stride_width - 1) / stride_width;
-  }
+  int phase_begin(int phase) const { return phase >= left ? 0 : (left - phase + stride_width - 1) / stride_width; }
   int phase_count(int phase) const {
     const int end = left + width;
     const int stop = end > phase ? (end - phase + stride_width - 1) / stride_width : 0;

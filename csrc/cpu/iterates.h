@@ -56,8 +56,8 @@ class Iterates {
   }
 
   // Begins a sample, whose iterate n will be asked for from row `begin` on.
-  void start(const Strided& x, const Strided& z0, const Strided& mask, const Penalty& threshold,
-             const Penalty& divisor, int begin) {
+  void start(const Strided& x, const Strided& z0, const Strided& mask, const Penalty& threshold, const Penalty& divisor,
+             int begin) {
     z0_ = z0;
     threshold_ = &threshold;
     divisor_ = &divisor;
@@ -65,8 +65,7 @@ class Iterates {
     if (mask_) {
       read_image(mask, mask_, s_, solve_.widths);
       for (int h = 0; h < s_.height; ++h)
-        for (int64_t i = 0; i < image_.row_stride; ++i)
-          masked_image_.row(h)[i] = image_.row(h)[i] * mask_.row(h)[i];
+        for (int64_t i = 0; i < image_.row_stride; ++i) masked_image_.row(h)[i] = image_.row(h)[i] * mask_.row(h)[i];
     }
     const int n = solve_.options.n_iter();
     iterations_[n].codes_done = begin;
@@ -108,9 +107,7 @@ class Iterates {
   }
 
   // Pixel rows that code rows below `row` see, and code rows that see pixel rows below `row`.
-  int pixels_of(int row) const {
-    return std::min(s_.height, (row - 1) * s_.stride_height - s_.top + s_.kernel_height);
-  }
+  int pixels_of(int row) const { return std::min(s_.height, (row - 1) * s_.stride_height - s_.top + s_.kernel_height); }
   int codes_of(int row) const { return std::min(s_.code_height, (row - 1 + s_.top) / s_.stride_height + 1); }
 
   int first() const { return solve_.from_code ? 0 : 1; }

@@ -18,7 +18,9 @@ struct Pass {
   DictionaryPack pack;
 
   Pass(const Shape& shape, const Tensor& dictionary, double scale)
-      : s(shape), kernels(chosen_kernels()), widths(s, kernels.lanes),
+      : s(shape),
+        kernels(chosen_kernels()),
+        widths(s, kernels.lanes),
         pack(sample(dictionary, 0), dictionary.stride(0), static_cast<float>(scale), s, widths, kernels) {}
 
   int64_t tasks() const { return std::min<int64_t>(s.batch, torch::stable::get_num_threads()); }

@@ -6,8 +6,7 @@ struct PixelPosition {
 };
 
 template <int M, int V>
-static inline void finish_pixels(const SynthesisBlock& b, int phase, const PixelPosition* at,
-                                 Vec (&sums)[M][V]) {
+static inline void finish_pixels(const SynthesisBlock& b, int phase, const PixelPosition* at, Vec (&sums)[M][V]) {
   const SynthesisEpilogue e = b.epilogue;  // A copy: the stores below cannot alias it.
   const int64_t phase_stride = b.dictionary.phase_stride;
 #pragma GCC unroll 8
@@ -17,8 +16,10 @@ static inline void finish_pixels(const SynthesisBlock& b, int phase, const Pixel
     for (int m = 0; m < M; ++m) {
       const int64_t offset = (m * b.shape.stride_width + phase) * phase_stride + at[v].column;
       Vec value = sums[m][v];
-      if (e.image) value = load(e.image.row(row) + offset) - value;
-      else value *= e.scale;
+      if (e.image)
+        value = load(e.image.row(row) + offset) - value;
+      else
+        value *= e.scale;
       if (e.mask) value *= load(e.mask.row(row) + offset);
       store_partial(e.residual.row(row) + offset, value, lanes);
       if (e.total) {
@@ -31,8 +32,7 @@ static inline void finish_pixels(const SynthesisBlock& b, int phase, const Pixel
 
 // M channels x V vectors in registers; the sum runs over atoms, then kernel rows, then columns.
 template <int M, int V>
-static void synthesis_registers(const SynthesisBlock& b, int row_phase, int phase,
-                                const PixelPosition* at) {
+static void synthesis_registers(const SynthesisBlock& b, int row_phase, int phase, const PixelPosition* at) {
   const Shape& s = b.shape;
   const PhaseTaps& taps = b.dictionary.phase_taps(row_phase, phase);
   const int64_t channel_stride = b.code.channel_stride;
@@ -71,23 +71,24 @@ static void synthesis_registers(const SynthesisBlock& b, int row_phase, int phas
 }
 
 template <int M, int V>
-static void synthesis_positions(const SynthesisBlock& b, int row_phase, int phase,
-                                const PixelPosition* at, int count) {
+static void synthesis_positions(const SynthesisBlock& b, int row_phase, int phase, const PixelPosition* at, int count) {
   int done = 0;
   for (; done + V <= count; done += V) synthesis_registers<M, V>(b, row_phase, phase, at + done);
   if constexpr (V > 1) {
-    if (done < count)
-      synthesis_positions<M, V / 2>(b, row_phase, phase, at + done, count - done);
+    if (done < count) synthesis_positions<M, V / 2>(b, row_phase, phase, at + done, count - done);
   }
 }
 
-static void synthesis_channels(const SynthesisBlock& b, int row_phase, int phase,
-                               const PixelPosition* at, int count) {
+static void synthesis_channels(const SynthesisBlock& b, int row_phase, int phase, const PixelPosition* at, int count) {
   switch (b.shape.channels) {
-    case 1: return synthesis_positions<1, kPixels>(b, row_phase, phase, at, count);
-    case 2: return synthesis_positions<2, kPixels>(b, row_phase, phase, at, count);
-    case 3: return synthesis_positions<3, kPixels>(b, row_phase, phase, at, count);
-    default: return synthesis_positions<4, kPixels / 2>(b, row_phase, phase, at, count);
+    case 1:
+      return synthesis_positions<1, kPixels>(b, row_phase, phase, at, count);
+    case 2:
+      return synthesis_positions<2, kPixels>(b, row_phase, phase, at, count);
+    case 3:
+      return synthesis_positions<3, kPixels>(b, row_phase, phase, at, count);
+    default:
+      return synthesis_positions<4, kPixels / 2>(b, row_phase, phase, at, count);
   }
 }
 

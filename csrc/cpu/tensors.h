@@ -19,9 +19,12 @@ using torch::stable::Tensor;
 
 inline Element element_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case torch::headeronly::ScalarType::Float: return Element::float32;
-    case torch::headeronly::ScalarType::BFloat16: return Element::bfloat16;
-    default: throw std::runtime_error("the native kernels take float32 and bfloat16");
+    case torch::headeronly::ScalarType::Float:
+      return Element::float32;
+    case torch::headeronly::ScalarType::BFloat16:
+      return Element::bfloat16;
+    default:
+      throw std::runtime_error("the native kernels take float32 and bfloat16");
   }
 }
 
@@ -87,8 +90,10 @@ struct Penalty {
   Penalty(const std::optional<Tensor>& t, int64_t n) {
     if (!t) return;
     const Strided s = sample(*t, n);
-    if (t->size(2) == 1 && t->size(3) == 1) values = static_cast<const float*>(s.data);
-    else map = tensor_plane(s);
+    if (t->size(2) == 1 && t->size(3) == 1)
+      values = static_cast<const float*>(s.data);
+    else
+      map = tensor_plane(s);
   }
 
   bool divides() const { return values || map; }

@@ -30,8 +30,7 @@ void each_pixel(const Shape& s, const Widths& widths, Visit visit) {
     for (int phase = 0; phase < s.stride_width; ++phase) {
       const int begin = s.phase_begin(phase), count = s.phase_count(phase);
       const int64_t row = static_cast<int64_t>(m * s.stride_width + phase) * widths.phase;
-      for (int i = 0; i < count; ++i)
-        visit(m, (begin + i) * s.stride_width + phase - s.left, row + begin + i);
+      for (int i = 0; i < count; ++i) visit(m, (begin + i) * s.stride_width + phase - s.left, row + begin + i);
     }
   }
 }
@@ -101,9 +100,8 @@ void read_image(const Strided& from, const Plane& to, const Shape& s, const Widt
     const int64_t start = h * from.row;
     if (from.element == Element::float32) {
       const float* pixels = static_cast<const float*>(from.data) + start;
-      each_pixel(s, widths, [&](int m, int w, int64_t position) {
-        row[position] = pixels[m * from.channel + w * from.column];
-      });
+      each_pixel(s, widths,
+                 [&](int m, int w, int64_t position) { row[position] = pixels[m * from.channel + w * from.column]; });
     } else {
       each_pixel(s, widths, [&](int m, int w, int64_t position) {
         row[position] = read(from, start + m * from.channel + w * from.column);
