@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 import typer
-from cases import CASES, LAYOUTS, MODES, NAMES, contender
+from cases import CASES, LAYOUTS, MODES, NAMES, contender, peak
 from harness import choose_allocator, console, interleave, provenance, show, update_csv
 from memory import peak_bytes
 
@@ -27,6 +27,7 @@ def run_case(
             for one in contenders:
                 if one.name in MEASURED_MEMORY:
                     one.peak_bytes = peak_bytes(case, one.name, one.layout, dtype)
+    contenders.append(peak(getattr(torch, dtype)))
     interleave(contenders, f"{case}, {mode}, {dtype}", rounds=rounds, seconds=seconds)
     return [{"case": case, "mode": mode, "dtype": dtype, **one.row()} for one in contenders]
 

@@ -18,6 +18,7 @@ LMBDA = 0.1
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 NAMES = ("published", "cleaned", "compiled", "conv2d", "csc.fista", "CSCConv2d")
 MODES = ("forward", "training")
+PEAK = "peak"  # The contender whose rate stands for the machine's, see `peak`.
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,15 @@ class Case:
     @property
     def code_size(self) -> int:
         return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
+
+    def operations(self, mode: str) -> float:
+        """Floating point operations of csc.fista by direct convolutions.
+
+        Forward: analysis, synthesis, analysis. Backward: three correlations and two convolutions; for a stem also
+        the first code and the residual again, which are not kept, and otherwise the gradient of x.
+        """
+        product = 2.0 * self.batch * self.atoms * self.code_size**2 * self.in_channels * self.kernel**2
+        return product * (3 if mode == "forward" else 10 if self.stem else 9)
 
     def tiny(self) -> Case:
         """The same code paths on almost no data."""
@@ -146,6 +156,19 @@ def train(compute: Callable[[], Tensor], problem: Problem, upstream: Tensor | No
 def infer(compute: Callable[[], Tensor]) -> Tensor:
     with torch.no_grad():
         return compute()
+
+
+def peak(dtype: torch.dtype) -> Contender:
+    """The convolution that reaches most of a processor: many channels, oneDNN's own layout."""
+    case = CASES["64->64, 32x32, batch 64"]
+    problem = Problem.draw(case, "channels_last", dtype, training=False)
+    call = partial(infer, partial(F.conv2d, problem.x, problem.dictionary, padding=case.padding))
+    return Contender(PEAK, "channels_last", call)
+
+
+def peak_rate(milliseconds: float) -> float:
+    """Operations per second of `peak`."""
+    return CASES["64->64, 32x32, batch 64"].operations("forward") / 3 / (1e-3 * milliseconds)
 
 
 def contender(name: str, case: Case, layout: str, mode: str, dtype: torch.dtype) -> Contender:

@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
+from cases import PEAK
 from matplotlib import pyplot
 from runs import Run, median
 
@@ -41,7 +42,7 @@ def plot_runs(runs: list[Run], folder: Path, name: str) -> None:
 
 
 def _panel(axis: pyplot.Axes, run: Run) -> None:
-    names = dict.fromkeys(row["contender"] for row in run.rows)
+    names = dict.fromkeys(row["contender"] for row in run.rows if row["contender"] != PEAK)
     rows = sorted((run.fastest(name) for name in names), key=median, reverse=True)
     medians = [median(row) for row in rows]
     spread = [

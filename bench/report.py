@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cases import NAMES
+from cases import CASES, NAMES, PEAK, peak_rate
 from harness import console
 from plots import plot_runs
 from runs import PYTORCH, Run, measure, median, provenance_of, ratio, runs_of
@@ -61,6 +61,27 @@ def layers_table(runs: list[Run]) -> str:
     return table(header, lines)
 
 
+def roofline_table(runs: list[Run]) -> str:
+    """Each layer against the rate of a large convolution of the same run, and what that rate would make possible.
+
+    Winograd's products are fewer than those counted, which are a direct convolution's: shares can be above 100 %.
+    """
+    header = ["case", "GFLOP", "GFLOP/s", "a convolution's", "share", "ratio at the convolution's rate"]
+    lines = []
+    for run in runs:
+        best, reference = run.fastest("csc.fista"), run.fastest(PEAK)
+        if best is None or reference is None:
+            continue
+        operations = CASES[run.case].operations(run.mode)
+        rate, peak = operations / (1e-3 * median(best)), peak_rate(median(reference))
+        floor = 1e3 * operations / peak
+        possible = median(run.fastest(*PYTORCH)) / floor
+        cells = [operations, rate, peak]
+        shown = [f"{1e-9 * value:.{digits}f}" for value, digits in zip(cells, (2, 0, 0))]
+        lines.append([f"{run.case}; {run.mode}", *shown, f"{rate / peak:.0%}", times(possible)])
+    return table(header, lines) if lines else ""
+
+
 def memory_table(runs: list[Run]) -> str:
     """Peak MiB of a training step, in the layout that needs less."""
     measured = [run for run in runs if any(row["peak_bytes"] for row in run.rows)]
@@ -108,6 +129,7 @@ def report(runs: dict[str, list[Run]]) -> str:
         chosen = {name: [run for run in runs[name] if run.setting == setting] for name in FILES}
         sections = {
             "layers, milliseconds": chosen["fista"] and layers_table(chosen["fista"]),
+            "arithmetic": roofline_table(chosen["fista"]),
             "memory": memory_table(chosen["fista"]),
             "ablation": chosen["ablation"] and ablation_table(chosen["ablation"]),
             "networks": chosen["models"] and models_table(chosen["models"]),
