@@ -1,0 +1,131 @@
+"""The synthesis A z as an implicit GEMM, and what is fused behind it.
+
+Rows are pixels, columns channels, and the sum runs over atoms and taps. With strides a pixel meets only the taps
+of its phase (row + top) mod stride; a tile holds pixels of one phase, so that no product is with a zero.
+"""
+
+import triton
+import triton.language as tl
+
+from .tiles import address, number, tile_pixels
+
+
+@triton.jit
+def phase_tile(
+    program, size, pads, STRIDE: tl.constexpr, BLOCK_SAMPLES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The phase of a program, and sample, row and column of its pixels."""
+    row_phase = program % STRIDE[0]
+    column_phase = program // STRIDE[0] % STRIDE[1]
+    n, i, j = tile_pixels(
+        program // (STRIDE[0] * STRIDE[1]), tl.cdiv(size[2], STRIDE[0]), tl.cdiv(size[3], STRIDE[1]),
+        BLOCK_SAMPLES, BLOCK_ROWS, BLOCK_COLUMNS,
+    )  # fmt: skip
+    # The first row of the phase: the smallest that is row_phase - top modulo the stride, and not negative.
+    row = i * STRIDE[0] + (row_phase + pads[0] * (STRIDE[0] - 1)) % STRIDE[0]
+    column = j * STRIDE[1] + (column_phase + pads[1] * (STRIDE[1] - 1)) % STRIDE[1]
+    return row_phase, column_phase, n, row, column
+
+
+@triton.jit
+def synthesis_tile(
+    z, z_strides, dictionary, dictionary_strides, size, code_size, pads, row_phase, column_phase, n, row, column, m,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, BLOCK_ATOMS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(A z) at (pixels, channels m), in float32."""
+    k = tl.arange(0, BLOCK_ATOMS).to(tl.int64)
+    # Row and column of the code that meets tap 0 of the phase; tap a reaches a rows further up.
+    code_row = (row + pads[0] - row_phase) // STRIDE[0]
+    code_column = (column + pads[1] - column_phase) // STRIDE[1]
+    tap_rows = tl.maximum(tl.cdiv(KERNEL[0] - row_phase, STRIDE[0]), 0)
+    tap_columns = tl.maximum(tl.cdiv(KERNEL[1] - column_phase, STRIDE[1]), 0)
+    taps = tap_rows * tap_columns
+    total = tl.zeros((n.shape[0], m.shape[0]), tl.float32)
+    # All taps of one block of atoms follow each other: its codes stay in the first-level cache.
+    for step in range(taps * tl.cdiv(code_size[1], BLOCK_ATOMS)):
+        atom = step // taps * BLOCK_ATOMS + k
+        tap_row = step % taps // tap_columns
+        tap_column = step % taps % tap_columns
+        i, j = code_row - tap_row, code_column - tap_column
+        inside = (n < size[0]) & (i >= 0) & (i < code_size[2]) & (j >= 0) & (j < code_size[3])
+        codes = tl.load(
+            address(z, z_strides, n[:, None], atom[None, :], i[:, None], j[:, None]),
+            mask=inside[:, None] & (atom < code_size[1])[None, :],
+            other=0.0,
+        )
+        atoms = tl.load(
+            address(
+                dictionary, dictionary_strides, atom[:, None], m[None, :],
+                row_phase + STRIDE[0] * tap_row, column_phase + STRIDE[1] * tap_column,
+            ),
+            mask=(atom < code_size[1])[:, None] & (m < size[1])[None, :],
+            other=0.0,
+        )  # fmt: skip
+        total = tl.dot(codes, atoms, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def residual_kernel(
+    x, x_strides, z, z_strides, dictionary, dictionary_strides, mask, mask_strides, r, r_strides,
+    size, code_size, pads,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_SAMPLES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_ATOMS: tl.constexpr,
+):  # fmt: skip
+    """r = mask (x - A z). size is (N, M, H, W), code_size (N, K, H', W'), pads (top, left)."""
+    channel_blocks = tl.cdiv(size[1], BLOCK_CHANNELS)
+    program = tl.program_id(0)
+    m = (program % channel_blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)).to(tl.int64)
+    row_phase, column_phase, n, row, column = phase_tile(
+        program // channel_blocks, size, pads, STRIDE, BLOCK_SAMPLES, BLOCK_ROWS, BLOCK_COLUMNS
+    )
+    image = synthesis_tile(
+        z, z_strides, dictionary, dictionary_strides, size, code_size, pads, row_phase, column_phase, n, row, column,
+        m, KERNEL, STRIDE, BLOCK_ATOMS, PRECISION,
+    )  # fmt: skip
+    n, row, column, m = n[:, None], row[:, None], column[:, None], m[None, :]
+    inside = (n < size[0]) & (row < size[2]) & (column < size[3]) & (m < size[1])
+    value = tl.load(address(x, x_strides, n, m, row, column), mask=inside, other=0.0).to(tl.float32) - image
+    if mask is not None:
+        value *= tl.load(address(mask, mask_strides, n, m, row, column), mask=inside, other=0).to(tl.float32)
+    tl.store(address(r, r_strides, n, m, row, column), value.to(r.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def image_gradient_kernel(
+    g, g_strides, dictionary, dictionary_strides, mask, mask_strides, r, r_strides, step_size,
+    grad_r, grad_r_strides, grad_x, grad_x_strides, products, size, code_size, pads,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_SAMPLES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_ATOMS: tl.constexpr,
+):  # fmt: skip
+    """grad_r = t mask A(G), which is dL/dx of a step; added to grad_x too, and <r, A G> of the tile to products.
+
+    grad_x, and r with products, may be None. <r, A G> = <A' r, G> is what dL/dt needs.
+    """
+    channel_blocks = tl.cdiv(size[1], BLOCK_CHANNELS)
+    program = tl.program_id(0)
+    m = (program % channel_blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)).to(tl.int64)
+    row_phase, column_phase, n, row, column = phase_tile(
+        program // channel_blocks, size, pads, STRIDE, BLOCK_SAMPLES, BLOCK_ROWS, BLOCK_COLUMNS
+    )
+    image = synthesis_tile(
+        g, g_strides, dictionary, dictionary_strides, size, code_size, pads, row_phase, column_phase, n, row, column,
+        m, KERNEL, STRIDE, BLOCK_ATOMS, PRECISION,
+    )  # fmt: skip
+    n, row, column, m = n[:, None], row[:, None], column[:, None], m[None, :]
+    inside = (n < size[0]) & (row < size[2]) & (column < size[3]) & (m < size[1])
+    if products is not None:
+        left = tl.load(address(r, r_strides, n, m, row, column), mask=inside, other=0.0).to(tl.float32)
+        tl.store(products + program, tl.sum(tl.where(inside, left * image, 0.0)))
+    value = image * number(step_size)
+    if mask is not None:
+        value *= tl.load(address(mask, mask_strides, n, m, row, column), mask=inside, other=0).to(tl.float32)
+    tl.store(address(grad_r, grad_r_strides, n, m, row, column), value.to(grad_r.dtype.element_ty), mask=inside)
+    if grad_x is not None:
+        # Every element belongs to one program: read, add and write are not a race.
+        target = address(grad_x, grad_x_strides, n, m, row, column)
+        value += tl.load(target, mask=inside, other=0.0).to(tl.float32)
+        tl.store(target, value.to(grad_x.dtype.element_ty), mask=inside)
