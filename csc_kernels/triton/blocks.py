@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Blocks:
     """One row of the table. Sizes that a kernel does not have are 0."""
 
     kernel: str
-    shape: str  # "stem" or "wide"
+    shape: str  # "stem" or "wide"; for a whole solve its number of steps
     dtype: str  # "float32" or "half", which stands for both 16-bit dtypes
     architecture: str  # "sm80", "gfx942", ..., or "any"
     pixels: int
@@ -81,9 +82,13 @@ def table() -> dict[tuple[str, str, str, str], Blocks]:
     return {row.key: row for file in (SHIPPED, user_table()) for row in read(file)}
 
 
-@functools.cache
 def architecture(device: torch.device) -> str:
-    """ "sm90" and the like; "any" for a device without kernels of its own."""
+    """The architecture that rows are looked up for: "sm90", "gfx942", ...; "any" where there is no GPU."""
+    return _pretended or _architecture(device)
+
+
+@functools.cache
+def _architecture(device: torch.device) -> str:
     if device.type != "cuda":
         return "any"
     if torch.version.hip:
@@ -92,16 +97,41 @@ def architecture(device: torch.device) -> str:
     return f"sm{major}{minor}"
 
 
+_pretended: str | None = None
+
+
+@contextmanager
+def pretending(name: str) -> Iterator[None]:
+    """Look rows up for another architecture until the context ends: to compile for a GPU that is not there."""
+    global _pretended
+    before, _pretended = _pretended, name
+    try:
+        yield
+    finally:
+        _pretended = before
+
+
+@contextmanager
+def using(*rows: Blocks) -> Iterator[None]:
+    """Put rows before all others until the context ends."""
+    before = dict(table())
+    table().update({row.key: row for row in rows})
+    try:
+        yield
+    finally:
+        table().clear()
+        table().update(before)
+
+
 def shape_class(channels: int) -> str:
     return "stem" if channels <= STEM_CHANNELS else "wide"
 
 
-def choose(kernel: str, channels: int, dtype: torch.dtype, device: torch.device) -> Blocks:
-    """The row for a call: of its own architecture, else of "any"."""
-    rows, size = table(), "float32" if dtype is torch.float32 else "half"
-    shape = shape_class(channels)
-    own = rows.get((kernel, shape, size, architecture(device)))
-    return own or rows[kernel, shape, size, "any"]
+def find(kernel: str, shape: str, dtype: torch.dtype, device: torch.device) -> Blocks | None:
+    """The row for a call: of its own architecture, else of "any"; None where neither is there."""
+    size = "float32" if dtype is torch.float32 else "half"
+    rows = (table().get((kernel, shape, size, name)) for name in (architecture(device), "any"))
+    return next(filter(None, rows), None)
 
 
 def power_of_two(n: int) -> int:

@@ -14,6 +14,7 @@ from ..ops.library import unused
 from . import passes
 from .fista_step import StepGradients
 from .passes import Geometry
+from .solve import plan, solve
 
 
 class Step(NamedTuple):
@@ -54,6 +55,9 @@ def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, n
     z_shape = _shape(x, dictionary, stride, pads)
     g = Geometry.of(x, dictionary, z_shape, stride, pads, mask)
     kept = kept_tensors(x, z_shape, z0, n_iter, keep)
+    region = None if keep else plan(g, z0, n_iter)
+    if region is not None:
+        return solve(g, region, lmbda, mu, step_size, n_iter, nonneg, momentum), *kept
     parts = (_split(stack, x.shape[0]) for stack in kept)
     for step in steps(g, lmbda, mu, step_size, z0, n_iter, nonneg, momentum, *parts):
         z = step.code

@@ -19,6 +19,8 @@ def analysis_tile(
     """(A' r) at (code pixels, atoms k), in float32."""
     q = tl.arange(0, BLOCK_TAPS * BLOCK_CHANNELS)
     tap_blocks: tl.constexpr = (KERNEL[0] * KERNEL[1] + BLOCK_TAPS - 1) // BLOCK_TAPS
+    first_row, first_column = row * STRIDE[0] - pads[0], column * STRIDE[1] - pads[1]
+    corner = address(r, r_strides, n, 0, first_row, first_column)[:, None]
     total = tl.zeros((n.shape[0], k.shape[0]), tl.float32)
     # All taps of one block of channels follow each other: its pixels stay in the first-level cache.
     for step in range(tap_blocks * tl.cdiv(size[1], BLOCK_CHANNELS)):
@@ -26,12 +28,10 @@ def analysis_tile(
         tap = step % tap_blocks * BLOCK_TAPS + q // BLOCK_CHANNELS
         tap_row, tap_column = (tap // KERNEL[1]).to(tl.int64), (tap % KERNEL[1]).to(tl.int64)
         there = (tap < KERNEL[0] * KERNEL[1]) & (m < size[1])
-        i = row[:, None] * STRIDE[0] - pads[0] + tap_row[None, :]
-        j = column[:, None] * STRIDE[1] - pads[1] + tap_column[None, :]
+        i, j = first_row[:, None] + tap_row[None, :], first_column[:, None] + tap_column[None, :]
         inside = (i >= 0) & (i < size[2]) & (j >= 0) & (j < size[3]) & (n < size[0])[:, None]
-        pixels = tl.load(
-            address(r, r_strides, n[:, None], m[None, :], i, j), mask=inside & there[None, :], other=0.0
-        )
+        offset = m * r_strides[1] + tap_row * r_strides[2] + tap_column * r_strides[3]
+        pixels = tl.load(corner + offset[None, :], mask=inside & there[None, :], other=0.0)
         atoms = tl.load(
             address(
                 dictionary, dictionary_strides, k[None, :], m[:, None], tap_row[:, None], tap_column[:, None]

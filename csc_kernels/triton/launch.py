@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +13,35 @@ from torch import Tensor
 from .blocks import Blocks
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A kernel, the number of its programs, its row of the table, and its arguments."""
+
+    kernel: Any
+    programs: int
+    blocks: Blocks
+    arguments: dict[str, Any]
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """List the launches of a context instead of making them; its tensors may be on the device "meta"."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
 def launch(kernel: Any, programs: int, device: torch.device, blocks: Blocks, arguments: dict[str, Any]) -> None:
     """Run a kernel on a device, in its current stream, as that many programs."""
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, programs, blocks, arguments))
+        return
     with _on(device):
         kernel[(programs,)](**arguments, num_warps=blocks.warps, num_stages=blocks.stages)
 

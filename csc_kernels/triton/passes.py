@@ -51,7 +51,10 @@ class Geometry:
         return self.x.numel() == 0
 
     def blocks(self, kernel: str) -> Blocks:
-        return table.choose(kernel, self.x.shape[1], self.x.dtype, self.x.device)
+        found = table.find(kernel, table.shape_class(self.x.shape[1]), self.x.dtype, self.x.device)
+        if found is None:
+            raise RuntimeError(f"the table of block sizes has no row for {kernel} in {self.x.dtype}")
+        return found
 
     def arguments(self) -> dict[str, Any]:
         """What every convolution takes."""

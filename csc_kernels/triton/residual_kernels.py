@@ -41,28 +41,30 @@ def synthesis_tile(
     tap_rows = tl.maximum(tl.cdiv(KERNEL[0] - row_phase, STRIDE[0]), 0)
     tap_columns = tl.maximum(tl.cdiv(KERNEL[1] - column_phase, STRIDE[1]), 0)
     taps = tap_rows * tap_columns
+    codes = address(z, z_strides, n[:, None], k[None, :], code_row[:, None], code_column[:, None])
+    atoms = address(dictionary, dictionary_strides, k[:, None], m[None, :], row_phase, column_phase)
     total = tl.zeros((n.shape[0], m.shape[0]), tl.float32)
     # All taps of one block of atoms follow each other: its codes stay in the first-level cache.
     for step in range(taps * tl.cdiv(code_size[1], BLOCK_ATOMS)):
-        atom = step // taps * BLOCK_ATOMS + k
+        step = tl.to_tensor(step).to(tl.int64)
+        first = step // taps * BLOCK_ATOMS
         tap_row = step % taps // tap_columns
         tap_column = step % taps % tap_columns
         i, j = code_row - tap_row, code_column - tap_column
         inside = (n < size[0]) & (i >= 0) & (i < code_size[2]) & (j >= 0) & (j < code_size[3])
-        codes = tl.load(
-            address(z, z_strides, n[:, None], atom[None, :], i[:, None], j[:, None]),
-            mask=inside[:, None] & (atom < code_size[1])[None, :],
+        there = first + k < code_size[1]
+        code = tl.load(
+            codes + (first * z_strides[1] - tap_row * z_strides[2] - tap_column * z_strides[3]),
+            mask=inside[:, None] & there[None, :],
             other=0.0,
         )
-        atoms = tl.load(
-            address(
-                dictionary, dictionary_strides, atom[:, None], m[None, :],
-                row_phase + STRIDE[0] * tap_row, column_phase + STRIDE[1] * tap_column,
-            ),
-            mask=(atom < code_size[1])[:, None] & (m < size[1])[None, :],
+        atom = tl.load(
+            atoms + (first * dictionary_strides[0] + tap_row * STRIDE[0] * dictionary_strides[2]
+                     + tap_column * STRIDE[1] * dictionary_strides[3]),
+            mask=there[:, None] & (m < size[1])[None, :],
             other=0.0,
         )  # fmt: skip
-        total = tl.dot(codes, atoms, total, input_precision=PRECISION)
+        total = tl.dot(code, atom, total, input_precision=PRECISION)
     return total
 
 
