@@ -83,11 +83,11 @@ def _tiles(shape: Sequence[int], pixels: int) -> tuple[int, dict[str, int]]:
 
 
 def _image_grid(g: Geometry, blocks: Blocks) -> tuple[int, dict[str, int]]:
-    """Programs and blocks of a synthesis: tiles of one phase, times blocks of channels."""
+    """Programs and blocks of a synthesis: tiles of a phase's pixels, times blocks of channels."""
     n, channels, height, width = g.x.shape
     phase = ceil_div(height, g.stride[0]), ceil_div(width, g.stride[1])
     count, sizes = _tiles((n, *phase), blocks.pixels)
-    programs = count * g.stride[0] * g.stride[1] * ceil_div(channels, blocks.channels)
+    programs = count * ceil_div(channels, blocks.channels)
     return programs, sizes | {"BLOCK_CHANNELS": blocks.channels, "BLOCK_ATOMS": blocks.atoms}
 
 

@@ -1,31 +1,13 @@
 """The synthesis A z as an implicit GEMM, and what is fused behind it.
 
 Rows are pixels, columns channels, and the sum runs over atoms and taps. With strides a pixel meets only the taps
-of its phase (row + top) mod stride; a tile holds pixels of one phase, so that no product is with a zero.
+of its phase (row + top) mod stride; a product holds pixels of one phase, so that none is with a zero.
 """
 
 import triton
 import triton.language as tl
 
 from .tiles import address, number, tile_pixels
-
-
-@triton.jit
-def phase_tile(
-    program, size, pads, STRIDE: tl.constexpr, BLOCK_SAMPLES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """The phase of a program, and sample, row and column of its pixels."""
-    row_phase = program % STRIDE[0]
-    column_phase = program // STRIDE[0] % STRIDE[1]
-    n, i, j = tile_pixels(
-        program // (STRIDE[0] * STRIDE[1]), tl.cdiv(size[2], STRIDE[0]), tl.cdiv(size[3], STRIDE[1]),
-        BLOCK_SAMPLES, BLOCK_ROWS, BLOCK_COLUMNS,
-    )  # fmt: skip
-    # The first row of the phase: the smallest that is row_phase - top modulo the stride, and not negative.
-    row = i * STRIDE[0] + (row_phase + pads[0] * (STRIDE[0] - 1)) % STRIDE[0]
-    column = j * STRIDE[1] + (column_phase + pads[1] * (STRIDE[1] - 1)) % STRIDE[1]
-    return row_phase, column_phase, n, row, column
 
 
 @triton.jit
@@ -69,6 +51,12 @@ def synthesis_tile(
 
 
 @triton.jit
+def phase_pixels(i, phase, pad, STRIDE: tl.constexpr):
+    """The i-th row (column) of a phase: those with (row + pad) mod stride = phase."""
+    return i * STRIDE + (phase + pad * (STRIDE - 1)) % STRIDE
+
+
+@triton.jit
 def residual_kernel(
     x, x_strides, z, z_strides, dictionary, dictionary_strides, mask, mask_strides, r, r_strides,
     size, code_size, pads,
@@ -79,20 +67,26 @@ def residual_kernel(
     """r = mask (x - A z). size is (N, M, H, W), code_size (N, K, H', W'), pads (top, left)."""
     channel_blocks = tl.cdiv(size[1], BLOCK_CHANNELS)
     program = tl.program_id(0)
-    m = (program % channel_blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)).to(tl.int64)
-    row_phase, column_phase, n, row, column = phase_tile(
-        program // channel_blocks, size, pads, STRIDE, BLOCK_SAMPLES, BLOCK_ROWS, BLOCK_COLUMNS
-    )
-    image = synthesis_tile(
-        z, z_strides, dictionary, dictionary_strides, size, code_size, pads, row_phase, column_phase, n, row, column,
-        m, KERNEL, STRIDE, BLOCK_ATOMS, PRECISION,
+    channel = (program % channel_blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)).to(tl.int64)
+    sample, i, j = tile_pixels(
+        program // channel_blocks, tl.cdiv(size[2], STRIDE[0]), tl.cdiv(size[3], STRIDE[1]),
+        BLOCK_SAMPLES, BLOCK_ROWS, BLOCK_COLUMNS,
     )  # fmt: skip
-    n, row, column, m = n[:, None], row[:, None], column[:, None], m[None, :]
-    inside = (n < size[0]) & (row < size[2]) & (column < size[3]) & (m < size[1])
-    value = tl.load(address(x, x_strides, n, m, row, column), mask=inside, other=0.0).to(tl.float32) - image
-    if mask is not None:
-        value *= tl.load(address(mask, mask_strides, n, m, row, column), mask=inside, other=0).to(tl.float32)
-    tl.store(address(r, r_strides, n, m, row, column), value.to(r.dtype.element_ty), mask=inside)
+    # All phases of a tile meet the same codes: the first brings them into the cache.
+    for phase in range(STRIDE[0] * STRIDE[1]):
+        row_phase, column_phase = phase // STRIDE[1], phase % STRIDE[1]
+        row = phase_pixels(i, row_phase, pads[0], STRIDE[0])
+        column = phase_pixels(j, column_phase, pads[1], STRIDE[1])
+        image = synthesis_tile(
+            z, z_strides, dictionary, dictionary_strides, size, code_size, pads, row_phase, column_phase,
+            sample, row, column, channel, KERNEL, STRIDE, BLOCK_ATOMS, PRECISION,
+        )  # fmt: skip
+        n, u, v, m = sample[:, None], row[:, None], column[:, None], channel[None, :]
+        inside = (n < size[0]) & (u < size[2]) & (v < size[3]) & (m < size[1])
+        value = tl.load(address(x, x_strides, n, m, u, v), mask=inside, other=0.0).to(tl.float32) - image
+        if mask is not None:
+            value *= tl.load(address(mask, mask_strides, n, m, u, v), mask=inside, other=0).to(tl.float32)
+        tl.store(address(r, r_strides, n, m, u, v), value.to(r.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -109,25 +103,33 @@ def image_gradient_kernel(
     """
     channel_blocks = tl.cdiv(size[1], BLOCK_CHANNELS)
     program = tl.program_id(0)
-    m = (program % channel_blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)).to(tl.int64)
-    row_phase, column_phase, n, row, column = phase_tile(
-        program // channel_blocks, size, pads, STRIDE, BLOCK_SAMPLES, BLOCK_ROWS, BLOCK_COLUMNS
-    )
-    image = synthesis_tile(
-        g, g_strides, dictionary, dictionary_strides, size, code_size, pads, row_phase, column_phase, n, row, column,
-        m, KERNEL, STRIDE, BLOCK_ATOMS, PRECISION,
+    channel = (program % channel_blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)).to(tl.int64)
+    sample, i, j = tile_pixels(
+        program // channel_blocks, tl.cdiv(size[2], STRIDE[0]), tl.cdiv(size[3], STRIDE[1]),
+        BLOCK_SAMPLES, BLOCK_ROWS, BLOCK_COLUMNS,
     )  # fmt: skip
-    n, row, column, m = n[:, None], row[:, None], column[:, None], m[None, :]
-    inside = (n < size[0]) & (row < size[2]) & (column < size[3]) & (m < size[1])
+    product = tl.zeros((1,), tl.float32)
+    for phase in range(STRIDE[0] * STRIDE[1]):
+        row_phase, column_phase = phase // STRIDE[1], phase % STRIDE[1]
+        row = phase_pixels(i, row_phase, pads[0], STRIDE[0])
+        column = phase_pixels(j, column_phase, pads[1], STRIDE[1])
+        image = synthesis_tile(
+            g, g_strides, dictionary, dictionary_strides, size, code_size, pads, row_phase, column_phase,
+            sample, row, column, channel, KERNEL, STRIDE, BLOCK_ATOMS, PRECISION,
+        )  # fmt: skip
+        n, u, v, m = sample[:, None], row[:, None], column[:, None], channel[None, :]
+        inside = (n < size[0]) & (u < size[2]) & (v < size[3]) & (m < size[1])
+        if products is not None:
+            left = tl.load(address(r, r_strides, n, m, u, v), mask=inside, other=0.0).to(tl.float32)
+            product += tl.sum(tl.where(inside, left * image, 0.0))
+        value = image * number(step_size)
+        if mask is not None:
+            value *= tl.load(address(mask, mask_strides, n, m, u, v), mask=inside, other=0).to(tl.float32)
+        tl.store(address(grad_r, grad_r_strides, n, m, u, v), value.to(grad_r.dtype.element_ty), mask=inside)
+        if grad_x is not None:
+            # Every element belongs to one program: read, add and write are not a race.
+            target = address(grad_x, grad_x_strides, n, m, u, v)
+            value += tl.load(target, mask=inside, other=0.0).to(tl.float32)
+            tl.store(target, value.to(grad_x.dtype.element_ty), mask=inside)
     if products is not None:
-        left = tl.load(address(r, r_strides, n, m, row, column), mask=inside, other=0.0).to(tl.float32)
-        tl.store(products + program, tl.sum(tl.where(inside, left * image, 0.0)))
-    value = image * number(step_size)
-    if mask is not None:
-        value *= tl.load(address(mask, mask_strides, n, m, row, column), mask=inside, other=0).to(tl.float32)
-    tl.store(address(grad_r, grad_r_strides, n, m, row, column), value.to(grad_r.dtype.element_ty), mask=inside)
-    if grad_x is not None:
-        # Every element belongs to one program: read, add and write are not a race.
-        target = address(grad_x, grad_x_strides, n, m, row, column)
-        value += tl.load(target, mask=inside, other=0.0).to(tl.float32)
-        tl.store(target, value.to(grad_x.dtype.element_ty), mask=inside)
+        tl.store(products + program + tl.arange(0, 1), product)
