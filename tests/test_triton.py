@@ -132,6 +132,26 @@ def test_tiles_meet_without_a_seam(tile: str) -> None:
             assert_gradients(Problem.solve, Problem.plain, problem)
 
 
+@pytest.mark.parametrize("tile", TILES)
+@with_triton
+def test_tiles_meet_without_a_seam_in_one_step(tile: str) -> None:
+    case = {"y": True, "beta": 0.4, "mask": "bool", "lmbda": "atom", "mu": "full", "nonneg": False}
+    with small_tiles():
+        step = random_step(torch.float32, margin=1e-6, **TILES[tile] | case)
+        both = test_fista_step.compute(step)
+        assert_error(both, test_fista_step.plain(step), test_fista_step.plain(step.to(torch.float64)))
+        assert_gradients(test_fista_step.compute, test_fista_step.plain, step)
+
+
+@with_triton
+def test_not_finite_residuals() -> None:
+    for value in (float("nan"), float("inf")):
+        problem = residual_problem(torch.float32, channels=9, padding=1, size=(12, 13))
+        problem.z0[0, 3, 6, 7] = value
+        mine, plain = test_residual.compute(problem), test_residual.plain(problem)
+        assert torch.equal(mine.isnan(), plain.isnan()) and torch.equal(mine.isinf(), plain.isinf())
+
+
 # A whole solve on chip.
 
 ON_CHIP = {

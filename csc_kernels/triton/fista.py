@@ -85,7 +85,7 @@ def fista_backward(
 ):  # fmt: skip
     g = Geometry.of(x, dictionary, z.shape, stride, pads, mask)
     kept = (codes.shape[0], residuals.shape[0])
-    if kept == ((n_iter - 1) * x.shape[0], (n_iter - (z0 is None)) * x.shape[0]):
+    if x.shape[0] and kept == ((n_iter - 1) * x.shape[0], (n_iter - (z0 is None)) * x.shape[0]):
         done = kept_steps(g, z0, z, codes, residuals, n_iter, momentum)
     else:
         done = list(steps(g, lmbda, mu, step_size, z0, n_iter, nonneg, momentum))

@@ -150,23 +150,28 @@ def _threshold_gradient(a: dict) -> Traffic:
 
 
 def _correlation(a: dict) -> Traffic:
-    """Every block of atoms reads the image, every block of channels and taps the code, whatever their number."""
-    n, channels, *_ = a["size"]
+    """A part's pixels are consecutive ones of the code; a program reads what its taps reach from them."""
+    n, channels, height, width = a["size"]
     _, atoms, *code = a["code_size"]
-    taps = a["KERNEL"][0] * a["KERNEL"][1]
-    column_blocks = ceil_div(taps, a["BLOCK_TAPS"]) * ceil_div(channels, a["BLOCK_CHANNELS"])
-    atom_blocks = ceil_div(atoms, a["BLOCK_ATOMS"])
-    pixels = n * code[0] * code[1]
-    parts = a["parts"].shape[0]
-    blocks = sum(
-        ceil_div(min(a["pixels_per_part"], pixels - i * a["pixels_per_part"]), a["BLOCK_PIXELS"]) for i in range(parts)
-    )
-    product = 2 * a["BLOCK_ATOMS"] * a["BLOCK_TAPS"] * a["BLOCK_CHANNELS"] * a["BLOCK_PIXELS"]
+    (stride_rows, stride_columns), (top, left) = a["STRIDE"], a["pads"]
+    taps = torch.arange(a["KERNEL"][0] * a["KERNEL"][1])
+    pixels = torch.arange(n * code[0] * code[1])
+    reached = blocks = 0
+    for part in pixels.split(a["pixels_per_part"]):
+        blocks += ceil_div(len(part), a["BLOCK_PIXELS"])
+        for block in taps.split(a["BLOCK_TAPS"]):
+            i = part[:, None] // code[1] % code[0] * stride_rows - top + block // a["KERNEL"][1]
+            j = part[:, None] % code[1] * stride_columns - left + block % a["KERNEL"][1]
+            inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
+            sample = (part // (code[0] * code[1]))[:, None].expand_as(i)
+            reached += ((sample * height + i) * width + j)[inside].unique().numel()
+    atom_blocks, channel_blocks = ceil_div(atoms, a["BLOCK_ATOMS"]), ceil_div(channels, a["BLOCK_CHANNELS"])
+    column_blocks = ceil_div(len(taps), a["BLOCK_TAPS"]) * channel_blocks
     pairs = 1 if a["other_image"] is None else 2
-    element = a["image"].element_size()
-    images = _bytes(a["image"]) + _bytes(a["other_image"])
-    read = images * atom_blocks + pairs * pixels * atoms * column_blocks * element
-    return Traffic(read, _bytes(a["parts"]), pairs * blocks * product * column_blocks * atom_blocks)
+    read = reached * channels * atom_blocks + len(pixels) * atoms * column_blocks
+    product = 2 * a["BLOCK_ATOMS"] * a["BLOCK_TAPS"] * a["BLOCK_CHANNELS"] * a["BLOCK_PIXELS"]
+    operations = pairs * blocks * product * column_blocks * atom_blocks
+    return Traffic(pairs * read * a["image"].element_size(), _bytes(a["parts"]), operations)
 
 
 def _fista(a: dict) -> Traffic:
