@@ -1,6 +1,6 @@
 """What each kernel takes of a GPU, from compiling it ahead of time: no GPU is needed.
 
-`python -m csc_kernels.triton.resources FILE` writes the table of every row of the table of block sizes.
+`csc-kernels resources --write` writes the table of every row of the table of block sizes.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -203,11 +202,3 @@ def write(file: Path, rows: Sequence[Resources]) -> None:
         table = csv.DictWriter(lines, names, lineterminator="\n")
         table.writeheader()
         table.writerows([asdict(row) for row in rows] + kept)
-
-
-if __name__ == "__main__":
-    rows = list(table())
-    for row in rows:
-        for problem in problems(row):
-            print(f"{row.kernel} {row.dtype} {row.entry} {row.target}: {problem}", file=sys.stderr)
-    write(Path(sys.argv[1]), rows)
