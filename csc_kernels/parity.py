@@ -237,7 +237,9 @@ def check_backend(backend: str, isa: str | None = None) -> Iterator[Check]:
     device = "cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
     for case in CASES:
         problem = problem_of(case)
-        for dtype, op, backward in ((d, o, b) for d in (DTYPES if device == "cpu" else GPU_DTYPES) for o in case.ops for b in (False, True)):
+        for dtype, op, backward in (
+            (d, o, b) for d in (DTYPES if device == "cpu" else GPU_DTYPES) for o in case.ops for b in (False, True)
+        ):
             what = (backend, isa, str(dtype).removeprefix("torch."), op, case.name)
             try:
                 with use_backend(backend), forced_isa(isa):

@@ -15,6 +15,7 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", metavar="DIR", type=Path, help="test every .npz of DIR too")
+    parser.addoption("--whole", action="store_true", help="compile every GPU kernel for every architecture")
 
 
 def pytest_configure(config: pytest.Config) -> None:

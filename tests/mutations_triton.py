@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Breaks the Triton kernels, one line at a time, and shows that the tests notice: `make prove` runs it.
 
 A mutant is a copy of csc_kernels/triton with one piece of text replaced; the tests of tests/test_triton.py that
@@ -28,10 +29,12 @@ PACKAGE = Path(csc.__file__).parent / "triton"
 
 # The tests that a kernel's mutants have to pass, the quick ones first.
 RESIDUAL = [
-    (tests.test_tiles_meet_without_a_seam_in_one_step, tile) for tile in ("odd", "stride", "two_blocks", "stride_pair")
+    (tests.test_tiles_meet_without_a_seam_in_one_step, tile)
+    for tile in ("odd", "stride", "two_blocks", "stride_pair")
 ] + [(tests.test_a_residual_and_its_gradients, "rgb"), (tests.test_not_finite_residuals, None)]
 STEP = [
-    (tests.test_tiles_meet_without_a_seam_in_one_step, tile) for tile in ("odd", "stride", "two_blocks", "stride_pair")
+    (tests.test_tiles_meet_without_a_seam_in_one_step, tile)
+    for tile in ("odd", "stride", "two_blocks", "stride_pair")
 ] + [
     (tests.test_the_gradients_of_a_step, "signed"),
     (tests.test_the_gradients_of_a_step, "full"),
@@ -39,7 +42,9 @@ STEP = [
     (tests.test_the_gradients_of_a_step, "per_sample"),
     (tests.test_what_is_not_finite_reaches_what_it_reaches_in_pytorch, "3-nan"),
 ]
-SOLVE = [(tests.test_a_solve_on_chip, case) for case in ("tiles", "tall", "signed", "same_even", "full_penalties")] + [
+SOLVE = [
+    (tests.test_a_solve_on_chip, case) for case in ("tiles", "tall", "signed", "same_even", "full_penalties")
+] + [
     (tests.test_more_steps_on_chip_where_a_table_has_them, "3-fista"),
     (tests.test_more_steps_on_chip_where_a_table_has_them, "3-sdnet"),
     (tests.test_a_solve_on_chip, "many_atoms"),
@@ -139,9 +144,9 @@ MUTATIONS: dict[str, tuple[str, list, list[tuple[str, str]]]] = {
             ("gradient_strides, n, k, row, column), v.to", "gradient_strides, n, k, column, row), v.to"),
             ("base_strides, n, k, row, column)", "gradient_strides, n, k, column, row)"),
             ("address(gradient, gradient_strides, n, k, row, column), v", "address(gradient, gradient_strides, n, k, row, 0 * column), v"),
-            ("v.to(gradient.dtype.element_ty), mask=inside\n    )", "v.to(gradient.dtype.element_ty), mask=inside & (row > 0)\n    )"),
-            ("v.to(gradient.dtype.element_ty), mask=inside\n    )", "v.to(gradient.dtype.element_ty), mask=inside & (k > 0)\n    )"),
-            ("v.to(gradient.dtype.element_ty), mask=inside\n    )", "tl.abs(v).to(gradient.dtype.element_ty), mask=inside\n    )"),
+            ("v.to(gradient.dtype.element_ty), mask=inside)", "v.to(gradient.dtype.element_ty), mask=inside & (row > 0))"),
+            ("v.to(gradient.dtype.element_ty), mask=inside)", "v.to(gradient.dtype.element_ty), mask=inside & (k > 0))"),
+            ("v.to(gradient.dtype.element_ty), mask=inside)", "tl.abs(v).to(gradient.dtype.element_ty), mask=inside)"),
         ],
     ),
     "threshold_gradient_kernel": (
@@ -237,10 +242,14 @@ def broken(file: str, text: str, replacement: str, kernel: str, folder: Path) ->
 
 def use(folder: Path) -> None:
     """Let the backend import its modules from `folder`."""
-    for name in [name for name in sys.modules if name.startswith("csc_kernels.triton.") or name == "csc_kernels.triton"]:
+    for name in [
+        name for name in sys.modules if name.startswith("csc_kernels.triton.") or name == "csc_kernels.triton"
+    ]:
         del sys.modules[name]
     location = [str(folder)]
-    spec = importlib.util.spec_from_file_location("csc_kernels.triton", folder / "__init__.py", submodule_search_locations=location)
+    spec = importlib.util.spec_from_file_location(
+        "csc_kernels.triton", folder / "__init__.py", submodule_search_locations=location
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["csc_kernels.triton"] = module
     spec.loader.exec_module(module)
@@ -299,7 +308,9 @@ def main() -> int:
             broken(file, text, replacement, kernel, folder)
             use(folder)
             found = caught(battery)
-            print(f"{'survives' if found is None else 'caught  '} {kernel}: {text!r} -> {replacement!r}", flush=True)
+            print(
+                f"{'survives' if found is None else 'caught  '} {kernel}: {text!r} -> {replacement!r}", flush=True
+            )
             if found is None:
                 survivors.append((kernel, text, replacement))
     print(f"{count - len(survivors)} of {count} mutants caught in {time.perf_counter() - start:.0f} s")

@@ -47,7 +47,9 @@ def test_every_row_of_the_table_gets_its_kernel_with_its_grid(dtype: torch.dtype
     from csc_kernels.triton.cases import CASES, launches
 
     for architecture in ARCHITECTURES:
-        found = {launch.kernel.fn.__name__: launch for launch in launches(CASES[case], dtype, "contiguous", architecture)}
+        found = {
+            launch.kernel.fn.__name__: launch for launch in launches(CASES[case], dtype, "contiguous", architecture)
+        }
         assert PROGRAMS[case].keys() <= found.keys()
         for kernel, programs in PROGRAMS[case].items():
             assert found[kernel].programs == programs, (kernel, architecture)
@@ -90,8 +92,8 @@ def test_what_does_not_fit_on_chip_goes_by_steps() -> None:
     from csc_kernels.triton.launch import recorded
 
     for options in (
-        {"n_iter": 3}, {"stride": 2}, {"z0": True}, {"mask": "bool"}, {"kernel": (7, 7), "padding": 3}, {"channels": 5},
-        {"kernel": (1, 7), "padding": (0, 3), "size": (5, 40)},
+        {"n_iter": 3}, {"stride": 2}, {"z0": True}, {"mask": "bool"}, {"kernel": (7, 7), "padding": 3},
+        {"channels": 5}, {"kernel": (1, 7), "padding": (0, 3), "size": (5, 40)},
     ):  # fmt: skip
         with recorded() as launches:
             random_problem(dtype=torch.float32, **{"padding": 1} | options).solve()
@@ -164,9 +166,7 @@ def test_fake_tensors_on_a_gpu(memory_format: torch.memory_format, channels: int
         inputs = (x, dictionary, lmbda, torch.zeros((), device="cuda"), torch.zeros((), device="cuda"), None, None)
         needs = [True] * 5 + [False] * 2
         kept = x.new_empty(0)
-        grads = csc.ops.fista_backward(
-            z, *inputs, z, kept, kept, 3, (1, 1), (1, 1, 1, 1), True, "fista", needs
-        )
+        grads = csc.ops.fista_backward(z, *inputs, z, kept, kept, 3, (1, 1), (1, 1, 1, 1), True, "fista", needs)
         for grad, leaf in zip(grads, inputs[:5]):
             assert grad.shape == leaf.shape and grad.device == leaf.device
 
@@ -205,7 +205,9 @@ def test_compile_and_export_keep_a_solve_whole_on_a_gpu() -> None:
         exported = torch.export.export(Layer(), inputs).graph_module
     torch.compile(Layer(), backend=backend, fullgraph=True)(*(torch.zeros(t.shape) for t in inputs))
     for graph in (*graphs, exported):
-        assert [str(node.target) for node in graph.graph.nodes if str(node.target).startswith("csc.")] == ["csc.fista.default"]
+        assert [str(node.target) for node in graph.graph.nodes if str(node.target).startswith("csc.")] == [
+            "csc.fista.default"
+        ]
 
 
 @pytest.mark.parametrize("channels", (3, 6))
@@ -218,11 +220,12 @@ def test_opcheck(channels: int) -> None:
     parameters = (problem.lmbda, mu, problem.step_size.detach())
     geometry = problem.geometry
     checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_static")
+    x, z, dictionary = problem.x, problem.z0, problem.dictionary
     for op, arguments in (
-        (csc.ops.residual, (problem.x, problem.z0, problem.dictionary, *geometry, None)),
-        (csc.ops.fista_step, (problem.x, problem.z0, problem.z0, problem.dictionary, *parameters, 0.3, *geometry, True, False, None)),
-        (csc.ops.fista, (problem.x, problem.dictionary, *parameters, None, None, 2, *geometry, True, "fista", False)),
-    ):  # fmt: skip
+        (csc.ops.residual, (x, z, dictionary, *geometry, None)),
+        (csc.ops.fista_step, (x, z, z, dictionary, *parameters, 0.3, *geometry, True, False, None)),
+        (csc.ops.fista, (x, dictionary, *parameters, None, None, 2, *geometry, True, "fista", False)),
+    ):
         torch.library.opcheck(op, arguments, test_utils=checks)
 
 

@@ -23,7 +23,9 @@ class Counter:
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         shared = arguments.get("dictionary")
-        self.dictionary = range(0) if shared is None else range(shared.data_ptr(), shared.data_ptr() + shared.nbytes)
+        self.dictionary = (
+            range(0) if shared is None else range(shared.data_ptr(), shared.data_ptr() + shared.nbytes)
+        )
         self.read = self.written = self.operations = 0
         self.shared: set[int] = set()
         self.program: tuple[int, ...] | None = None

@@ -62,7 +62,9 @@ def read(file: Path) -> list[Blocks]:
     try:
         return [Blocks(*(row[n] if i < 4 else int(row[n]) for i, n in enumerate(names))) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is no table of block sizes: {error!r}; delete it to use the one shipped") from None
+        raise ValueError(
+            f"{file} is no table of block sizes: {error!r}; delete it to use the one shipped"
+        ) from None
 
 
 def write(file: Path, rows: Iterable[Blocks]) -> None:

@@ -12,8 +12,8 @@ from .tiles import address, number
 
 @triton.jit
 def correlation_tile(
-    total, image, image_strides, code, code_strides, size, code_size, pads, first, last, k, q, m, tap_row, tap_column,
-    STRIDE: tl.constexpr, BLOCK_PIXELS: tl.constexpr, PRECISION: tl.constexpr,
+    total, image, image_strides, code, code_strides, size, code_size, pads, first, last, k, q, m, tap_row,
+    tap_column, STRIDE: tl.constexpr, BLOCK_PIXELS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """total + the sum over code pixels first .. last - 1, at (atoms k, columns of channel m and a tap)."""
     for start in range(first, last, BLOCK_PIXELS):
@@ -38,8 +38,8 @@ def correlation_tile(
 
 @triton.jit
 def correlation_kernel(
-    image, image_strides, code, code_strides, scale, other_image, other_image_strides, other_code, other_code_strides,
-    parts, size, code_size, pads, pixels_per_part,
+    image, image_strides, code, code_strides, scale, other_image, other_image_strides, other_code,
+    other_code_strides, parts, size, code_size, pads, pixels_per_part,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_ATOMS: tl.constexpr, BLOCK_TAPS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
 ):  # fmt: skip
@@ -65,7 +65,9 @@ def correlation_kernel(
     there = (tap < TAPS) & (m < size[1])
 
     first = part * pixels_per_part
-    last = tl.minimum(first + pixels_per_part, tl.to_tensor(code_size[0]).to(tl.int64) * code_size[2] * code_size[3])
+    last = tl.minimum(
+        first + pixels_per_part, tl.to_tensor(code_size[0]).to(tl.int64) * code_size[2] * code_size[3]
+    )
     total = correlation_tile(
         tl.zeros((BLOCK_ATOMS, BLOCK_TAPS * BLOCK_CHANNELS), tl.float32), image, image_strides, code, code_strides,
         size, code_size, pads, first, last, k, there, m, tap_row, tap_column, STRIDE, BLOCK_PIXELS, PRECISION,
@@ -73,8 +75,8 @@ def correlation_kernel(
     total *= number(scale)
     if other_image is not None:
         total = -correlation_tile(
-            -total, other_image, other_image_strides, other_code, other_code_strides, size, code_size, pads, first, last,
-            k, there, m, tap_row, tap_column, STRIDE, BLOCK_PIXELS, PRECISION,
+            -total, other_image, other_image_strides, other_code, other_code_strides, size, code_size, pads, first,
+            last, k, there, m, tap_row, tap_column, STRIDE, BLOCK_PIXELS, PRECISION,
         )  # fmt: skip
     place = ((part * code_size[1] + k[:, None]) * size[1] + m[None, :]) * TAPS + tap[None, :]
     tl.store(parts + place, total, mask=(k < code_size[1])[:, None] & there[None, :])

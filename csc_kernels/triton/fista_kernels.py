@@ -102,7 +102,12 @@ def fista_kernel(
             k = (start + tl.arange(0, BLOCK_ATOMS)).to(tl.int64)
             atoms = tl.load(
                 address(
-                    dictionary, dictionary_strides, k[None, :], channel[:, None], tap_row[:, None], tap_column[:, None]
+                    dictionary,
+                    dictionary_strides,
+                    k[None, :],
+                    channel[:, None],
+                    tap_row[:, None],
+                    tap_column[:, None],
                 ),
                 mask=there[:, None] & (k < code_size[1])[None, :],
                 other=0.0,

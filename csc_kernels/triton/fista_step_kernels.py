@@ -33,9 +33,7 @@ def analysis_tile(
         offset = m * r_strides[1] + tap_row * r_strides[2] + tap_column * r_strides[3]
         pixels = tl.load(corner + offset[None, :], mask=inside & there[None, :], other=0.0)
         atoms = tl.load(
-            address(
-                dictionary, dictionary_strides, k[None, :], m[:, None], tap_row[:, None], tap_column[:, None]
-            ),
+            address(dictionary, dictionary_strides, k[None, :], m[:, None], tap_row[:, None], tap_column[:, None]),
             mask=there[:, None] & (k < code_size[1])[None, :],
             other=0.0,
         )
@@ -120,15 +118,13 @@ def code_gradient_kernel(
         v += base_scale * tl.load(address(base, base_strides, n, k, row, column), mask=inside, other=0.0).to(
             tl.float32
         )
-    tl.store(
-        address(gradient, gradient_strides, n, k, row, column), v.to(gradient.dtype.element_ty), mask=inside
-    )
+    tl.store(address(gradient, gradient_strides, n, k, row, column), v.to(gradient.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def threshold_gradient_kernel(
-    first, first_strides, first_scale, second, second_strides, second_scale, z, z_strides, mu, mu_strides, step_size,
-    gradient, gradient_strides, sums, code_size,
+    first, first_strides, first_scale, second, second_strides, second_scale, z, z_strides, mu, mu_strides,
+    step_size, gradient, gradient_strides, sums, code_size,
     BLOCK_PIXELS: tl.constexpr, BLOCK_ATOMS: tl.constexpr,
 ):  # fmt: skip
     """G = (first_scale first + second_scale second) where z != 0, over 1 + t mu: dL/dv of a step.
@@ -147,11 +143,13 @@ def threshold_gradient_kernel(
     row, column = pixel // code_size[3], pixel % code_size[3]
     inside = (pixel < pixels) & (k < code_size[1])
 
-    g = first_scale * tl.load(address(first, first_strides, n, k, row, column), mask=inside, other=0.0).to(tl.float32)
+    g = first_scale * tl.load(address(first, first_strides, n, k, row, column), mask=inside, other=0.0).to(
+        tl.float32
+    )
     if second is not None:
-        g += second_scale * tl.load(
-            address(second, second_strides, n, k, row, column), mask=inside, other=0.0
-        ).to(tl.float32)
+        g += second_scale * tl.load(address(second, second_strides, n, k, row, column), mask=inside, other=0.0).to(
+            tl.float32
+        )
     code = tl.load(address(z, z_strides, n, k, row, column), mask=inside, other=0.0).to(tl.float32)
     at_row, at_column = tl.minimum(row, code_size[2] - 1), tl.minimum(column, code_size[3] - 1)
     at_k = tl.minimum(k, code_size[1] - 1)
@@ -163,5 +161,7 @@ def threshold_gradient_kernel(
         place = sums + ((block.to(tl.int64) * 2 * code_size[0] + n) * code_size[1] + k)
         tl.store(place, tl.sum(sign * g, axis=0)[None, :], mask=k < code_size[1])
         tl.store(
-            place + code_size[0].to(tl.int64) * code_size[1], tl.sum(code * g, axis=0)[None, :], mask=k < code_size[1]
+            place + code_size[0].to(tl.int64) * code_size[1],
+            tl.sum(code * g, axis=0)[None, :],
+            mask=k < code_size[1],
         )

@@ -79,5 +79,3 @@ def precision(dtype: torch.dtype) -> str:
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
-
-

@@ -136,8 +136,8 @@ def step(
 
 
 def threshold_gradient(
-    g: Geometry, first: Tensor, first_scale: float, second: Tensor | None, second_scale: float, z: Tensor, mu: Tensor,
-    step_size: Tensor, with_sums: bool,
+    g: Geometry, first: Tensor, first_scale: float, second: Tensor | None, second_scale: float, z: Tensor,
+    mu: Tensor, step_size: Tensor, with_sums: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """G, the gradient before the threshold, and (2, N, K): the sums of sign(z) G and of z G over each plane."""
     gradient = g.code()

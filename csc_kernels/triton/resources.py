@@ -44,8 +44,8 @@ class Target:
         return blocks * warps / self.warps
 
 
-# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; for AMD the CDNA 3 ISA guide: 4 SIMDs
-# of 512 registers and 8 waves each, 64 KiB of local memory.
+# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; for AMD the CDNA 3 ISA guide:
+# 4 SIMDs of 512 registers and 8 waves each, 64 KiB of local memory.
 _KIB = 1024
 TARGETS = {
     "sm80": Target(GPUTarget("cuda", 80, 32), 163 * _KIB, 164 * _KIB, _KIB, 64, 2048),
@@ -109,9 +109,7 @@ def source(launch: Launch) -> ASTSource:
         return "i32" if value < 2**31 else "i64"
 
     fixed = {kernel.arg_names[i] for i in kernel.constexprs}
-    signature = {
-        name: kind((i,), launch.arguments[name], name in fixed) for i, name in enumerate(kernel.arg_names)
-    }
+    signature = {name: kind((i,), launch.arguments[name], name in fixed) for i, name in enumerate(kernel.arg_names)}
     return ASTSource(kernel, signature, constants, attributes)
 
 
@@ -169,7 +167,9 @@ def layouts(case: Case, dtype: str) -> tuple[str, ...]:
     return ("contiguous",)
 
 
-def table(architectures: Sequence[str] = tuple(TARGETS), dtypes: Sequence[str] = tuple(DTYPES)) -> Iterator[Resources]:
+def table(
+    architectures: Sequence[str] = tuple(TARGETS), dtypes: Sequence[str] = tuple(DTYPES)
+) -> Iterator[Resources]:
     """Every kernel with every row of the table of block sizes, in every dtype, for every architecture."""
     for architecture in architectures:
         for dtype in dtypes:

@@ -53,7 +53,14 @@ def plan(g: Geometry, z0: Tensor | None, n_iter: int) -> Region | None:
 
 
 def solve(
-    g: Geometry, region: Region, lmbda: Tensor, mu: Tensor, step_size: Tensor, n_iter: int, nonneg: bool, momentum: str
+    g: Geometry,
+    region: Region,
+    lmbda: Tensor,
+    mu: Tensor,
+    step_size: Tensor,
+    n_iter: int,
+    nonneg: bool,
+    momentum: str,
 ) -> Tensor:
     """The code after n_iter steps from zero."""
     z = g.code()

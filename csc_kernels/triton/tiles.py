@@ -23,7 +23,7 @@ def tile_pixels(
 
 @triton.jit
 def address(tensor, strides, n, channel, row, column):
-    """Pointers to (pixels, channels); a channel index may carry taps, and row and column then are (pixels, taps)."""
+    """Pointers to (pixels, channels); with taps among the channels, row and column are (pixels, taps)."""
     return tensor + n * strides[0] + channel * strides[1] + row * strides[2] + column * strides[3]
 
 

@@ -45,9 +45,7 @@ class Traffic:
     operations: int
 
     def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(
-            self.read + other.read, self.written + other.written, self.operations + other.operations
-        )
+        return Traffic(self.read + other.read, self.written + other.written, self.operations + other.operations)
 
     @property
     def moved(self) -> int:
@@ -127,7 +125,9 @@ def _analysis(a: dict) -> tuple[int, int]:
     columns = a["BLOCK_TAPS"] * a["BLOCK_CHANNELS"]
     steps = ceil_div(a["KERNEL"][0] * a["KERNEL"][1], a["BLOCK_TAPS"]) * ceil_div(channels, a["BLOCK_CHANNELS"])
     pixels = a["BLOCK_SAMPLES"] * tiles[0] * tiles[1]
-    return reached * n * channels * atom_blocks, programs * atom_blocks * steps * 2 * pixels * columns * a["BLOCK_ATOMS"]
+    return reached * n * channels * atom_blocks, programs * atom_blocks * steps * 2 * pixels * columns * a[
+        "BLOCK_ATOMS"
+    ]
 
 
 def _fista_step(a: dict) -> Traffic:
