@@ -15,14 +15,15 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
+from helpers import DEVICE
 
 
 def with_triton(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test with the backend "triton": on a GPU where there is one, else in the interpreter."""
+    """Run a test with the backend "triton": on a GPU where the tests are for one, else in the interpreter."""
 
     @functools.wraps(test)
     def run(**arguments: Any) -> None:
-        if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        if DEVICE != "cpu" or os.environ.get("TRITON_INTERPRET") == "1":
             _call(test.__module__, test.__name__, arguments)
         else:
             _worker().submit(_call, test.__module__, test.__name__, arguments).result()

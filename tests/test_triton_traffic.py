@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import random_problem
+from helpers import DEVICE, random_problem
 from interpreter import with_triton
 from test_fista_step import Step, compute
 from torch import Tensor
@@ -91,7 +91,7 @@ def test_what_is_counted_is_what_the_formula_says(layer: str, mask: str | None) 
     from csc_kernels.triton.launch import Launch
     from csc_kernels.triton.traffic import traffic
 
-    if torch.cuda.is_available():
+    if DEVICE != "cpu":
         pytest.skip("counts in the interpreter")
     problem = random_problem(dtype=torch.float32, z0=True, mask=mask, batch=3, lmbda="scalar", **LAYERS[layer])
     counted_kernels = []
