@@ -10,7 +10,10 @@ ifneq ($(shell command -v $(or $(CXX),c++) 2>/dev/null),)
 export CSC_KERNELS_NATIVE ?= 1
 endif
 
-.PHONY: install demo test bench wheel-check
+# "cuda" runs the tests and the benchmarks on a GPU.
+DEVICE ?= cpu
+
+.PHONY: install demo test prove bench profile wheel-check
 
 install: $(VENV)/installed
 
@@ -24,11 +27,24 @@ demo: install
 	$(RUN) -m sdnet demo --out $(OUT)
 
 test: install
-	$(RUN) -m pytest tests csc_kernels --doctest-modules
+	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest tests csc_kernels --doctest-modules
+
+# The GPU kernels without a GPU: interpreted, compiled for every architecture, and broken on purpose.
+prove: install
+	$(RUN) -m pytest tests/test_triton.py tests/test_triton_traffic.py tests/test_triton_dispatch.py
+	$(RUN) -m pytest tests/test_triton_blocks.py tests/test_triton_resources.py --whole
+	$(RUN) tests/mutations_triton.py
 
 wheel-check: install
 	$(RUN) tests/check_wheel.py
 
+profile: install
+	$(RUN) bench/profile_gpu.py --out bench/results
+
+ifeq ($(DEVICE),cuda)
+bench: install
+	$(RUN) bench/bench_gpu.py --out bench/results
+else
 bench: install
 	$(RUN) bench/bench_fista.py --out bench/results
 	$(RUN) bench/bench_models.py --out bench/results
@@ -36,3 +52,4 @@ bench: install
 	$(RUN) bench/bench_startup.py --out bench/results
 	$(RUN) -m pytest bench --benchmark-only
 	$(RUN) bench/report.py bench/results
+endif

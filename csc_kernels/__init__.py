@@ -4,6 +4,7 @@ from .backends import available_backends, use_backend
 from .functional import fista, fista_step, residual
 from .layers import CSCConv2d, set_lmbda
 from .lipschitz import lipschitz
+from .tuning import tune
 from .version import __version__
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "lipschitz",
     "residual",
     "set_lmbda",
+    "tune",
     "use_backend",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 
-from . import doctor
+from . import doctor, resources
 from .parity import Check
 from .version import __version__
 
@@ -26,13 +26,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "against float64. Exit code 0 when all agree, 1 when one does not.",
     )
     examine.add_argument("--json", action="store_true", help="print one JSON document instead")
+    table = commands.add_parser(
+        "resources",
+        help="registers, shared memory and tensor core instructions of every GPU kernel",
+        description="Print docs/resources.csv. Exit code 0, or 1 when a kernel is not as it should be.",
+    )
+    table.add_argument("--write", action="store_true", help="compile the Triton kernels again, which takes minutes")
     options = parser.parse_args(arguments)
+    return _resources(options.write) if options.command == "resources" else _doctor(options.json)
+
+
+def _resources(write: bool) -> int:
+    try:
+        wrong = resources.regenerate() if write else []
+        print("\n".join(resources.lines()))
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("\n".join(wrong), end="\n" if wrong else "", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _doctor(as_json: bool) -> int:
     try:
         report = doctor.collect()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    if options.json:
+    if as_json:
         print(json.dumps(asdict(report), indent=2, allow_nan=False))
     else:
         print("\n".join(lines(report)))

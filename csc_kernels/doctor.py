@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +24,30 @@ from .parity import Check, check_backend
 from .version import __version__
 
 BACKENDS = ("native", "triton", "cuda", "reference")
+
+
+GPU_BACKENDS = ("triton", "cuda")
+TIME_LIMIT = 900.0  # seconds for all checks of a GPU backend, with the compilation of its kernels
+
+
+def check_apart(backend: str, seconds: float = TIME_LIMIT) -> list[Check]:
+    """The checks of a backend in a process of its own, which a kernel that hangs or crashes cannot take along."""
+    command = [sys.executable, "-m", "csc_kernels.parity", backend]
+    found: list[Check] = []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        output, ending = done.stdout, f"its process ended with {done.returncode}: {done.stderr[-300:]}"
+        complete = done.returncode == 0
+    except subprocess.TimeoutExpired as late:
+        output = late.stdout.decode() if isinstance(late.stdout, bytes) else late.stdout or ""
+        ending, complete = f"no answer within {seconds:.0f} s", False
+    # A check is printed when it is done: the last line of a process that was killed may be half a one.
+    for line in output.splitlines(keepends=True):
+        if line.startswith("{") and line.endswith("\n"):
+            found.append(Check(**json.loads(line)))
+    if not complete:
+        found.append(Check(backend, None, "", "any", "the check after these", "", "failed", detail=ending))
+    return found
 
 
 @dataclass
@@ -63,6 +90,9 @@ def collect() -> Report:
     checks: list[Check] = []
     for backend in available_backends():
         variants = native["isa_available"] if native and backend == "native" else [None]
+        if backend in GPU_BACKENDS:
+            checks += check_apart(backend)
+            continue
         for isa in variants:
             checks += check_backend(backend, isa)
     return Report(

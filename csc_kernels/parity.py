@@ -6,10 +6,12 @@ PyTorch in the same precision, plus a few units in the last place of the largest
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -23,6 +25,7 @@ from .geometry import Pads, code_size, normalize_padding, normalize_stride, step
 from .lipschitz import lipschitz
 
 DTYPES = (torch.float32, torch.bfloat16)
+GPU_DTYPES = (*DTYPES, torch.float16)
 BETA = 0.4  # the momentum of a single step
 
 
@@ -224,17 +227,19 @@ def compare(problem: Problem, op: str, dtype: torch.dtype, backward: bool, devic
     actual = compute(mine.solve, mine, op, backward)
     plain = compute(own.plain, own, op, backward)
     oracle = compute(wide.plain, wide, op, backward)
-    # In bfloat16 rounding changes the support of a code, so that single entries of a gradient may jump.
-    largest = not (backward and dtype is torch.bfloat16)
+    # In 16 bits rounding changes the support of a code, so that single entries of a gradient may jump.
+    largest = not (backward and dtype in (torch.bfloat16, torch.float16))
     return {name: share_of_allowed(actual[name], plain[name], oracle[name], largest) for name in oracle}
 
 
 def check_backend(backend: str, isa: str | None = None) -> Iterator[Check]:
     """Every case in every dtype with one backend; `isa` forces one variant of the native kernels."""
-    device = "cuda" if backend in ("cuda", "triton") else "cpu"
+    device = "cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
     for case in CASES:
         problem = problem_of(case)
-        for dtype, op, backward in ((d, o, b) for d in DTYPES for o in case.ops for b in (False, True)):
+        for dtype, op, backward in (
+            (d, o, b) for d in (DTYPES if device == "cpu" else GPU_DTYPES) for o in case.ops for b in (False, True)
+        ):
             what = (backend, isa, str(dtype).removeprefix("torch."), op, case.name)
             try:
                 with use_backend(backend), forced_isa(isa):
@@ -258,3 +263,9 @@ def forced_isa(isa: str | None) -> AbstractContextManager[None]:
     from .native import use_isa
 
     return use_isa(isa)
+
+
+if __name__ == "__main__":
+    # For the doctor, which gives a GPU's backends a process and a time limit: one JSON object a line and a check.
+    for check in check_backend(sys.argv[1]):
+        print(json.dumps(asdict(check)), flush=True)

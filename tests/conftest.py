@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import BACKENDS, DEVICE
+from torch.overrides import TorchFunctionMode
 
 import csc_kernels as csc
 
@@ -15,6 +17,7 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", metavar="DIR", type=Path, help="test every .npz of DIR too")
+    parser.addoption("--whole", action="store_true", help="compile every GPU kernel for every architecture")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("golden_file", files, ids=[file.stem for file in files])
 
 
-@pytest.fixture(params=csc.available_backends())
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of one available backend, forced for the length of the test."""
     with csc.use_backend(request.param):
@@ -45,3 +48,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+class DrawnOnTheCpu(TorchFunctionMode):
+    """Random tensors of a CPU's generator are moved to the device of the tests: the same numbers everywhere."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if not isinstance(kwargs.get("generator"), torch.Generator):
+            return function(*args, **kwargs)
+        return function(*args, **kwargs | {"device": "cpu"}).to(DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def on_the_device_of_the_tests() -> Iterator[None]:
+    """Tensors that a test creates without saying where are on the device that it is run for."""
+    if DEVICE == "cpu":
+        yield
+        return
+    with torch.device(DEVICE), DrawnOnTheCpu():
+        yield

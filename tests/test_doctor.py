@@ -174,3 +174,21 @@ def test_interrupted_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(doctor, "collect", interrupted)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_backend_that_gives_no_answer_fails_and_does_not_hang() -> None:
+    (check,) = doctor.check_apart("reference", seconds=0.1)
+    assert check.status == "failed" and "no answer within 0 s" in check.detail
+
+
+def test_a_backend_that_crashes_fails_and_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.sys, "executable", "false")
+    (check,) = doctor.check_apart("reference")
+    assert check.status == "failed" and "its process ended with 1" in check.detail
+
+
+def test_checks_of_another_process_are_the_same_checks(quick: None) -> None:
+    here = {(c.op, c.case, c.tensor, c.dtype) for c in parity.check_backend("reference")}
+    there = doctor.check_apart("reference")
+    assert all(check.status == "ok" for check in there)
+    assert here <= {(c.op, c.case, c.tensor, c.dtype) for c in there}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import PRECISE
+from helpers import DEVICE, PRECISE
 from torch import Tensor
 
 import csc_kernels as csc
@@ -27,7 +27,9 @@ def load(file: Path) -> dict[str, Any]:
     with np.load(file) as fields:
         tensors = ("x", "weight", "grad_z", *OUTPUTS)
         return {
-            name: torch.from_numpy(np.asarray(fields[name])) if name in tensors else fields[name].tolist()
+            name: torch.from_numpy(np.asarray(fields[name])).to(DEVICE)
+            if name in tensors
+            else fields[name].tolist()
             for name in fields.files
         }
 

@@ -1,0 +1,1 @@
+"""Triton kernels, one file of device code per op, and what launches them."""
