@@ -141,27 +141,33 @@ class Winograd:
 
 
 class Convolutions:
-    """-A and scale A' of one dictionary, and its gradient, each by the way that paths.py chooses."""
+    """-A and scale A' of one dictionary for images like x, and its gradient, each by the way that paths.py chooses."""
 
-    def __init__(self, dictionary: Tensor, stride, pads, scale: float, size) -> None:
-        path = choose_path(dictionary, stride, code_size(size, dictionary.shape[2:], stride, pads))
+    def __init__(self, x: Tensor, dictionary: Tensor, stride, pads, scale: float) -> None:
+        batch, size = x.shape[0], x.shape[2:]
+        z_size = code_size(size, dictionary.shape[2:], stride, pads)
         self.direct = Direct(dictionary, stride, pads, scale, size)
-        self.tiled = None if path == "direct" else Winograd(dictionary, pads, scale, size, int(path[1]))
+
+        def way(gradient: bool) -> Direct | Winograd:
+            path = choose_path(dictionary, stride, batch, z_size, gradient)
+            return self.direct if path == "direct" else Winograd(dictionary, pads, scale, size, int(path[1]))
+
+        self.convolution = way(gradient=False)
+        self.gradient = way(gradient=True)
 
     def analysis(
         self, r: Tensor, base: Tensor | None = None, threshold: Tensor | None = None, relu: bool = False
     ) -> Tensor:
         """[relu](base + scale A' r - threshold), the threshold one number per atom."""
-        return (self.tiled or self.direct).analysis(r, base, threshold, relu)
+        return self.convolution.analysis(r, base, threshold, relu)
 
     def residual(self, x: Tensor | None, z: Tensor) -> Tensor:
         """x - A z, or -A z without x."""
-        way = self.tiled if self.tiled and self.direct.turns else self.direct
-        return way.residual(x, z)
+        return (self.convolution if self.direct.turns else self.direct).residual(x, z)
 
     def correlation(self, images: Sequence[Tensor], codes: Sequence[Tensor]) -> Tensor:
         """The gradient of the sum of <A' image, code> with respect to the dictionary."""
-        return (self.tiled or self.direct).correlation(images, codes)
+        return self.gradient.correlation(images, codes)
 
 
 def turned_pads(dictionary: Tensor, pads) -> list[int]:

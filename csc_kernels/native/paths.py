@@ -41,20 +41,50 @@ def fits_winograd(dictionary: Tensor, stride: Sequence[int]) -> bool:
     return dictionary.dtype in dtypes and tuple(dictionary.shape[2:]) == (3, 3) and list(stride) == [1, 1]
 
 
-def choose_path(dictionary: Tensor, stride: Sequence[int], z_size: Sequence[int]) -> str:
-    """The fastest path that the caller allows, for codes of `z_size`.
+def choose_path(
+    dictionary: Tensor, stride: Sequence[int], batch: int, z_size: Sequence[int], gradient: bool = False
+) -> str:
+    """The fastest path that the caller allows, for `batch` codes of `z_size`; of the dictionary's gradient too.
 
-    F(2x2, 3x3) is as precise as a direct convolution. Its tiles and vectors are padded to whole ones; measured, it
-    does 1.7 times as many useful products a second where nothing is.
+    F(2x2, 3x3) is as precise as a direct convolution. F(4x4, 3x3) loses a decimal digit, and is for those who allow
+    it with torch.set_float32_matmul_precision("high") or "medium".
     """
     if not fits_winograd(dictionary, stride):
         return "direct"
     if _forced is not None:
         return _forced
+    allowed = PATHS if torch.get_float32_matmul_precision() != "highest" else PATHS[:2]
+    return min(allowed, key=lambda path: cost(path, tuple(dictionary.shape[:2]), batch, z_size, gradient))
+
+
+# Measured with bench/bench_wide.py and bench/bench_phases.py, in multiply-adds at the processor's peak: the work
+# on a channel of a point of a tile in its transform, on an entry of the dictionary beside its products, and around
+# a call.
+TRANSFORM = 12.0
+ENTRY = {"direct": 150.0, "f2": 24.0, "f4": 30.0}
+CALL = {"direct": 10e6, "f2": 4e6, "f4": 4e6}
+TILES_AT_A_TIME = 6  # kTileBlock of csrc/cpu/winograd_kernels.h.
+BLOCK = 64  # kWinogradChannels of csrc/cpu/winograd_blocks.h.
+
+
+def cost(path: str, channels: tuple[int, int], batch: int, z_size: Sequence[int], gradient: bool) -> float:
+    """Multiply-adds at peak that take as long as one convolution, or as one gradient of the dictionary.
+
+    Products are counted with everything padded to whole tiles and vectors.
+    """
     lanes = torch.ops.csc_native.winograd_lanes()
-    done = needed = 1
-    for channels in dictionary.shape[:2]:
-        done, needed = done * -(-channels // lanes) * lanes, needed * channels
-    for size in z_size:
-        done, needed = done * -(-size // 2) * 2, needed * size
-    return "f2" if done < 1.5 * needed else "direct"
+    padded = [_up(n, lanes) for n in channels]
+    if path == "direct":
+        entries = 9 * padded[0] * channels[1]
+        return entries * (batch * z_size[0] * z_size[1] + ENTRY[path]) + CALL[path]
+    side = int(path[1])
+    tiles = _up(batch * -(-z_size[0] // side) * -(-z_size[1] // side), TILES_AT_A_TIME)
+    products, transformed = padded[0] * padded[1], sum(padded)
+    if gradient:  # Each block of atoms transforms the images anew, and each of channels the codes.
+        transformed = sum(n * -(-other // BLOCK) for n, other in zip(padded, padded[::-1]))
+    points = (side + 2) ** 2
+    return points * (tiles * (products + TRANSFORM * transformed) + ENTRY[path] * products) + CALL[path]
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple

@@ -53,13 +53,13 @@ def _masked(r: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def residual(x, z, dictionary, stride, pads, mask):
-    a = Convolutions(dictionary, stride, pads, 1.0, x.shape[2:])
+    a = Convolutions(x, dictionary, stride, pads, 1.0)
     r = a.residual(_channels_last(x), _channels_last(z))
     return image(x, _masked(r, mask_like(x, mask)))
 
 
 def residual_backward(grad, x, z, dictionary, stride, pads, mask, needs):
-    a = Convolutions(dictionary, stride, pads, -1.0, x.shape[2:])
+    a = Convolutions(x, dictionary, stride, pads, -1.0)
     grad = _channels_last(grad)
     masked = grad.clone() if mask is None else grad * mask_like(x, mask)
     return (
@@ -71,7 +71,7 @@ def residual_backward(grad, x, z, dictionary, stride, pads, mask, needs):
 
 
 def fista_step(x, z, y, dictionary, lmbda, mu, step_size, beta, stride, pads, nonneg, gradient_at_z, mask):
-    a = Convolutions(dictionary, stride, pads, step_size.item(), x.shape[2:])
+    a = Convolutions(x, dictionary, stride, pads, step_size.item())
     threshold = Threshold(lmbda, mu, step_size, nonneg, z.shape[1])
     y = _channels_last(y)
     point = _channels_last(z) if gradient_at_z else y
@@ -85,7 +85,7 @@ def fista_step_backward(
     grad_z_next, grad_y_next, z_next, x, z, y, dictionary, lmbda, mu, step_size, beta, stride, pads,
     gradient_at_z, mask, needs,
 ):  # fmt: skip
-    a = Convolutions(dictionary, stride, pads, step_size.item(), x.shape[2:])
+    a = Convolutions(x, dictionary, stride, pads, step_size.item())
     x_last, mask = _channels_last(x), mask_like(x, mask)
     point = _channels_last(z if gradient_at_z else y)
     r = _masked(a.residual(x_last, _channels_last(point)), mask)
@@ -103,7 +103,7 @@ def fista_step_backward(
 
 
 def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum, keep):
-    a = Convolutions(dictionary, stride, pads, step_size.item(), x.shape[2:])
+    a = Convolutions(x, dictionary, stride, pads, step_size.item())
     threshold = Threshold(lmbda, mu, step_size, nonneg, dictionary.shape[0])
     x_last, mask = _channels_last(x), mask_like(x, mask)
     codes: list[Tensor] = []
@@ -208,7 +208,7 @@ def fista_backward(
         _, codes, residuals = fista(
             x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum, True
         )
-    a = Convolutions(dictionary, stride, pads, step_size.item(), x.shape[2:])
+    a = Convolutions(x, dictionary, stride, pads, step_size.item())
     x_last, mask = _channels_last(x), mask_like(x, mask)
     betas = step_weights(n_iter, momentum)
     codes = codes.unflatten(0, (n_iter - 1, batch)).unbind()
