@@ -6,18 +6,15 @@ Each shape is solved, and trained, by every path forced and by the one that csc_
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from cases import MODES, Case, Problem, contender
+from cases import MODES, Case, contender
 from harness import Contender, choose_allocator, console, interleave, provenance, update_csv
 
-import csc_kernels as csc
 from csc_kernels.native import paths
 
 CHANNELS = (8, 12, 16, 24, 32, 40, 64, 96, 128, 200, 256, 512)

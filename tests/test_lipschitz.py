@@ -176,9 +176,7 @@ def test_a_start_of_zeros_is_none() -> None:
     dictionary = random_dictionary(6, 5, 3, 3, dtype=torch.float32)
     for start in (torch.zeros(1, 6, 7, 8), torch.full((1, 6, 7, 8), torch.nan)):
         options = {"padding": 1, "input_size": (7, 8), "tol": 1e-3}
-        assert torch.equal(
-            csc.lipschitz(dictionary, **options), csc.lipschitz(dictionary, **options, start=start)
-        )
+        assert torch.equal(csc.lipschitz(dictionary, **options), csc.lipschitz(dictionary, **options, start=start))
         assert torch.isfinite(start).all()
 
 
@@ -200,9 +198,7 @@ def test_a_start_survives_a_dictionary_of_zeros() -> None:
     options = {"input_size": 8, "tol": 1e-3}
     start = torch.zeros(1, 4, 6, 6, dtype=torch.float64)
     assert float(csc.lipschitz(torch.zeros_like(dictionary), **options, start=start)) == 0
-    assert torch.equal(
-        csc.lipschitz(dictionary, **options, start=start), csc.lipschitz(dictionary, **options)
-    )
+    assert torch.equal(csc.lipschitz(dictionary, **options, start=start), csc.lipschitz(dictionary, **options))
 
 
 def test_a_start_of_another_shape_is_an_error() -> None:

@@ -166,7 +166,8 @@ def test_every_entry_of_a_small_solve_is_right_for_each_tap_and_pixel(path: str,
 @pytest.mark.parametrize("threads", (1, 2, 3, 7))
 @pytest.mark.parametrize("shape", ((5, 5), (64, 64), (70, 130), (130, 70)), ids=str)
 def test_the_same_bits_at_any_fixed_number_of_threads(path: str, threads: int, shape: tuple[int, int]) -> None:
-    problem = random_problem(dtype=torch.float32, channels=shape[0], atoms=shape[1], size=(9, 6), padding=1, batch=5)
+    options = {"channels": shape[0], "atoms": shape[1], "size": (9, 6), "padding": 1, "batch": 5}
+    problem = random_problem(dtype=torch.float32, **options)
     problem.step_size = float(problem.step_size)
     torch.set_num_threads(threads)
 

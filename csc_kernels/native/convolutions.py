@@ -141,7 +141,7 @@ class Winograd:
 
 
 class Convolutions:
-    """-A and scale A' of one dictionary for images like x, and its gradient, each by the way that paths.py chooses."""
+    """-A and scale A' of a dictionary for images like x, and its gradient, each the way that paths.py chooses."""
 
     def __init__(self, x: Tensor, dictionary: Tensor, stride, pads, scale: float) -> None:
         batch, size = x.shape[0], x.shape[2:]

@@ -1,4 +1,4 @@
-"""Many input channels: solves made of convolutions with the residual, the step and the threshold in their epilogues.
+"""Many input channels: solves made of convolutions with residual, step and threshold in their epilogues.
 
 A step is bound by the arithmetic of its two convolutions, so that what is left to win is fewer operations
 (Winograd's, where they fit) and every pass over a code or a residual. Of two steps from zero nothing remains but

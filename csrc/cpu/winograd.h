@@ -15,7 +15,9 @@ namespace csc {
 // The second-level cache that a block of transformed tiles should leave room in.
 constexpr int64_t kWinogradBlockBytes = 512 * 1024;
 
-inline int round_up_to(int64_t n, int64_t multiple) { return static_cast<int>((n + multiple - 1) / multiple * multiple); }
+inline int round_up_to(int64_t n, int64_t multiple) {
+  return static_cast<int>((n + multiple - 1) / multiple * multiple);
+}
 
 // Calls run(kernels) with the kernels of a tile's side and a tensor's precision.
 template <typename Run>
@@ -23,9 +25,12 @@ void with_kernels(const Tensor& t, int64_t side, const Run& run) {
   const Winograd& all = *chosen_kernels().winograd;
   if (side != 2 && side != 4) throw std::runtime_error("Winograd's tiles have sides of 2 or 4");
   switch (t.scalar_type()) {
-    case torch::headeronly::ScalarType::Float: return run(side == 2 ? all.single_2 : all.single_4);
-    case torch::headeronly::ScalarType::Double: return run(side == 2 ? all.double_2 : all.double_4);
-    default: throw std::runtime_error("the Winograd kernels take float32 and float64");
+    case torch::headeronly::ScalarType::Float:
+      return run(side == 2 ? all.single_2 : all.single_4);
+    case torch::headeronly::ScalarType::Double:
+      return run(side == 2 ? all.double_2 : all.double_4);
+    default:
+      throw std::runtime_error("the Winograd kernels take float32 and float64");
   }
 }
 

@@ -56,8 +56,8 @@ template <typename Real>
 struct WinogradGradient {
   const Real* sums;
   Real* gradient;
-  int atoms, channels;         // Of the gradient.
-  int first_atom, last_atom;   // Of this block.
+  int atoms, channels;        // Of the gradient.
+  int first_atom, last_atom;  // Of this block.
   int first_channel, last_channel;
   Real scale;
 };

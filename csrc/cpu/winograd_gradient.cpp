@@ -44,8 +44,10 @@ struct Correlation {
       for (int64_t i = blocks * slices * worker / workers; i < blocks * slices * (worker + 1) / workers; ++i) {
         const int64_t block = i / slices, slice = i % slices;
         auto& sum = sums[slices > 1 ? i : worker];
-        if (sum) std::fill_n(sum->get(), kernels.points * kSums, Real(0));
-        else sum = std::make_unique<Scratch<Real>>(kernels.points * kSums);
+        if (sum)
+          std::fill_n(sum->get(), kernels.points * kSums, Real(0));
+        else
+          sum = std::make_unique<Scratch<Real>>(kernels.points * kSums);
         WinogradGradient<Real> g = block_gradient(block % atom_blocks, block / atom_blocks);
         for (int64_t b = steps * slice / slices; b < steps * (slice + 1) / slices; ++b)
           add_tiles(g, b * step, static_cast<int>(std::min(step, tiles() - b * step)), step, image_points.get(),

@@ -171,10 +171,18 @@ static void winograd_multiply(const Real* from, const Real* weights, int tiles, 
   for (int k = 0; k < outputs; k += kPanelVectors * lanes) {
     const Real* panel = weights + static_cast<int64_t>(k) * inputs;
     switch (outputs - k < kPanelVectors * lanes ? (outputs - k) / lanes : kPanelVectors) {
-      case 1: winograd_panel<1>(from, panel, tiles, inputs, to + k); break;
-      case 2: winograd_panel<2>(from, panel, tiles, inputs, to + k); break;
-      case 3: winograd_panel<3>(from, panel, tiles, inputs, to + k); break;
-      default: winograd_panel<kPanelVectors>(from, panel, tiles, inputs, to + k); break;
+      case 1:
+        winograd_panel<1>(from, panel, tiles, inputs, to + k);
+        break;
+      case 2:
+        winograd_panel<2>(from, panel, tiles, inputs, to + k);
+        break;
+      case 3:
+        winograd_panel<3>(from, panel, tiles, inputs, to + k);
+        break;
+      default:
+        winograd_panel<kPanelVectors>(from, panel, tiles, inputs, to + k);
+        break;
     }
   }
 }
@@ -245,16 +253,23 @@ static void winograd_outer(const Real* codes, const Real* images, int tiles, int
 
 // sums [atoms][kWinogradChannels] += codes' [tiles][kWinogradChannels] x images, of one point.
 template <typename Real>
-static void winograd_accumulate(const Real* codes, const Real* images, int tiles, int atoms, int channels,
-                                Real* sums) {
+static void winograd_accumulate(const Real* codes, const Real* images, int tiles, int atoms, int channels, Real* sums) {
   constexpr int lanes = VectorOf<Real>::lanes;
   for (int m = 0; m < channels; m += kPanelVectors * lanes) {
     const int left = (channels - m + lanes - 1) / lanes;
     switch (left < kPanelVectors ? left : kPanelVectors) {
-      case 1: winograd_outer<1>(codes, images + m, tiles, atoms, sums + m); break;
-      case 2: winograd_outer<2>(codes, images + m, tiles, atoms, sums + m); break;
-      case 3: winograd_outer<3>(codes, images + m, tiles, atoms, sums + m); break;
-      default: winograd_outer<kPanelVectors>(codes, images + m, tiles, atoms, sums + m); break;
+      case 1:
+        winograd_outer<1>(codes, images + m, tiles, atoms, sums + m);
+        break;
+      case 2:
+        winograd_outer<2>(codes, images + m, tiles, atoms, sums + m);
+        break;
+      case 3:
+        winograd_outer<3>(codes, images + m, tiles, atoms, sums + m);
+        break;
+      default:
+        winograd_outer<kPanelVectors>(codes, images + m, tiles, atoms, sums + m);
+        break;
     }
   }
 }
