@@ -21,6 +21,7 @@ def lipschitz(
     method: str = "power",
     tol: float = 1e-6,
     max_iter: int = 200,
+    start: Tensor | None = None,
 ) -> Tensor:
     """The largest eigenvalue of A'A, as a constant (no gradient).
 
@@ -52,6 +53,9 @@ def lipschitz(
         input_size: rows and columns of the image (or one int); needed by "power" alone.
         method: "power" or "bound".
         tol, max_iter: when the power iteration stops.
+        start: the vector of an earlier power iteration to go on from, and overwritten with this one's: a
+            floating tensor of the shape of a code, (1, K, H', W'), zeros at first. Of a dictionary that has
+            changed little it needs a product or two (as in spectral normalisation, Miyato et al., ICLR 2018).
 
     Returns:
         A scalar tensor with the dictionary's dtype and device.
@@ -77,4 +81,12 @@ def lipschitz(
         raise ValueError(f"input_size must be rows and columns, got {input_size!r}")
     if min(code_size(size, kernel, stride, pads)) < 1:
         raise ValueError(f"kernel {kernel} is larger than the padded input of size {size}")
-    return ops.lipschitz(dictionary, stride, pads, size, tol, max_iter)
+    if start is not None:
+        checks.check_tensor("start", start, (4,))
+        code = (1, dictionary.shape[0], *code_size(size, kernel, stride, pads))
+        if checks.shape(start) != code:
+            raise ValueError(f"start has shape {checks.shape(start)}, a code of size {size} has {code}")
+    value, vector = ops.lipschitz(dictionary, stride, pads, size, tol, max_iter, start)
+    if start is not None:
+        start.copy_(vector)
+    return value

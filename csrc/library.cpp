@@ -25,9 +25,14 @@ STABLE_TORCH_LIBRARY(csc_native, m) {
       "correlation(Tensor image, Tensor code, Tensor dictionary, int[] stride, int[] pads, Tensor(a!) result) "
       "-> ()");
   m.def(
-      "winograd(Tensor input, Tensor weights, int top, int left, Tensor? threshold, Tensor? addend, bool relu, "
-      "Tensor(a!) output) -> ()");
-  m.def("winograd_weights(Tensor dictionary, float scale, Tensor(a!) analysis, Tensor(b!) synthesis) -> ()");
+      "winograd(Tensor input, Tensor weights, int side, int top, int left, Tensor? threshold, Tensor? addend, "
+      "bool relu, Tensor(b!)? seconds, Tensor(a!) output) -> ()");
+  m.def(
+      "winograd_weights(Tensor dictionary, int side, float scale, Tensor(a!) analysis, Tensor(b!) synthesis) "
+      "-> ()");
+  m.def(
+      "winograd_gradient(Tensor[] images, Tensor[] codes, int side, int top, int left, float scale, "
+      "Tensor(b!)? seconds, Tensor(a!) gradient) -> ()");
   m.def("winograd_lanes() -> int");
   m.def("isa() -> str");
   m.def("runnable_isas() -> str");

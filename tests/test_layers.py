@@ -302,6 +302,36 @@ def test_step_size_is_a_bound_of_the_dictionary(sizes: tuple[int, int, int]) -> 
     assert 0.8 <= float(layer.step_size * exact) <= 1.0
 
 
+@both_norms
+def test_the_power_iteration_of_a_training_goes_on_and_stays_right(normalize: str) -> None:
+    layer = CSCConv2d(*WIDE, padding=1, normalize=normalize)
+    for _ in range(20):
+        x = image(layer, 14, 15)
+        train_step(layer, x, rate=0.5)
+        layer(x)
+        exact = csc.lipschitz(layer.dictionary().detach(), padding=1, input_size=(14, 15))
+        assert 0.85 <= float(layer.step_size * exact) <= 0.95
+
+
+def test_in_evaluation_the_weight_alone_determines_the_step_size() -> None:
+    layer = CSCConv2d(*WIDE, padding=1)
+    for _ in range(3):
+        train_step(layer, image(layer, 12, 13), rate=0.5)
+    fresh = CSCConv2d(*WIDE, padding=1)
+    fresh.load_state_dict({"weight": layer.weight.detach().clone()}, strict=False)
+    layer.eval(), fresh.eval()
+    assert torch.equal(layer.step_size, fresh.step_size)
+
+
+def test_a_layer_in_training_may_run_in_inference_mode_first() -> None:
+    layer, x = CSCConv2d(*WIDE, padding=1), torch.randn(2, WIDE[0], 8, 9)
+    with torch.inference_mode():
+        layer(x)
+    train_step(layer, x)
+    train_step(layer, x)
+    assert torch.isfinite(layer.weight).all()
+
+
 @pytest.mark.parametrize("kind", ("random", *ADVERSARIES))
 @pytest.mark.parametrize("stride", (1, 2))
 @both_sizes

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import stem, wide
+from . import paths, stem, wide
 from .library import build_info, unavailable, use_isa
+from .paths import use_path
 
 __all__ = [
     "build_info",
@@ -27,6 +28,7 @@ __all__ = [
     "unavailable",
     "unsupported",
     "use_isa",
+    "use_path",
 ]
 
 
@@ -34,7 +36,10 @@ def unsupported(op: str, x: Tensor, **facts: Any) -> str | None:
     """Why these kernels cannot serve a call."""
     if x.device.type != "cpu":
         return f"it serves CPU tensors, x is on {x.device}"
-    if x.dtype not in (torch.float32, torch.bfloat16):
+    served = (torch.float32, torch.bfloat16)
+    if paths.forces_float64() and not stem.serves(facts["dictionary"]):
+        served += (torch.float64,)
+    if x.dtype not in served:
         return f"it serves float32 and bfloat16, x is {x.dtype}"
     if facts["dictionary"].dtype != x.dtype:
         return f"x is {x.dtype}, the dictionary {facts['dictionary'].dtype}"

@@ -1,4 +1,4 @@
-"""Many input channels: oneDNN's convolutions with the residual, the step and the threshold in their epilogues.
+"""Many input channels: solves made of convolutions with residual, step and threshold in their epilogues.
 
 A step is bound by the arithmetic of its two convolutions, so that what is left to win is fewer operations
 (Winograd's, where they fit) and every pass over a code or a residual. Of two steps from zero nothing remains but
@@ -7,166 +7,18 @@ the three convolutions:
     z_1 = relu(conv(x, t D) - t lmbda)       threshold and relu in the epilogue
     r   = x - A z_1                          x in the epilogue; stride 1: a convolution with the atoms turned around
     z_2 = relu(z_1 + conv(r, t D) - t lmbda) z_1, threshold and relu in the epilogue
-
-All run in channels_last, the layout that these convolutions read without a copy.
 """
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .. import reference
-from ..changes import derived
-from ..geometry import code_size, step_weights
+from ..geometry import step_weights
 from ..ops.fista import kept_tensors
 from ..ops.library import gradient_of, image, unused
+from .convolutions import Convolutions
 from .stem import mask_like, penalty_gradients, penalty_sums
-
-
-@functools.cache
-def has_epilogues() -> bool:
-    """Whether this torch has oneDNN's convolutions with epilogues (the ones that its compiler emits)."""
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_convolution_pointwise_")
-    )
-
-
-def winograd_pays(x: Tensor, dictionary: Tensor, stride, z_size) -> bool:
-    """Whether F(2x2, 3x3) has fewer products than the direct convolution, and by enough for its transforms.
-
-    Its tiles and vectors are padded to whole ones; measured, it does 1.7 times as many useful products a
-    second where nothing is. NaN and infinity reach whole tiles: one more pixel than the convolution, each time,
-    and infinity comes out as NaN.
-    """
-    if x.dtype != torch.float32 or tuple(dictionary.shape[2:]) != (3, 3) or list(stride) != [1, 1]:
-        return False
-    lanes = torch.ops.csc_native.winograd_lanes()
-    done = needed = 1
-    for channels in dictionary.shape[:2]:
-        done, needed = done * -(-channels // lanes) * lanes, needed * channels
-    for size in z_size:
-        done, needed = done * -(-size // 2) * 2, needed * size
-    return done < 1.5 * needed
-
-
-class Convolutions:
-    """-A and scale A' of one dictionary, channels_last, with epilogues.
-
-    Three ways, the best that fits: Winograd's (3x3, stride 1, float32), oneDNN's with its epilogues, and torch's
-    plain ones.
-    """
-
-    def __init__(self, x: Tensor, dictionary: Tensor, stride, pads, scale: float) -> None:
-        self.size = x.shape[2:]
-        self.stride = list(stride)
-        self.pads = tuple(pads)
-        self.z_size = code_size(self.size, dictionary.shape[2:], stride, pads)
-        self.plain = dictionary
-        self.scale = scale
-        self.winograd = winograd_pays(x, dictionary, stride, self.z_size)
-        self.fused = has_epilogues() and pads[0] == pads[1] and pads[2] == pads[3]
-        # A is a convolution with the atoms turned around and padding kernel - 1 - padding.
-        self.turned_pads = [k - 1 - p for k, p in zip(dictionary.shape[2:], (pads[0], pads[2]))]
-        self.turns = self.stride == [1, 1] and min(self.turned_pads) >= 0
-        if self.winograd:
-            self.transforms = self._transforms(dictionary)
-
-    def _transforms(self, dictionary: Tensor) -> tuple[Tensor, Tensor]:
-        """Winograd's transforms of the atoms for the analysis and the synthesis."""
-        lanes = torch.ops.csc_native.winograd_lanes()
-        kept = derived(dictionary)
-        key = ("winograd", self.scale, torch.ops.csc_native.isa())
-        if key not in kept:
-            atoms, channels = (-(-n // lanes) * lanes for n in dictionary.shape[:2])
-            # Two allocations: one of both would be returned to the system, and cleared by it, at every call.
-            transforms = (torch.empty(16 * atoms * channels), torch.empty(16 * atoms * channels))
-            torch.ops.csc_native.winograd_weights(dictionary.contiguous(), self.scale, *transforms)
-            kept[key] = transforms
-        return kept[key]
-
-    @functools.cached_property
-    def dictionary(self) -> Tensor:
-        return self.plain.contiguous(memory_format=torch.channels_last)
-
-    @functools.cached_property
-    def scaled(self) -> Tensor:
-        return self.dictionary * self.scale
-
-    @functools.cached_property
-    def turned(self) -> Tensor:
-        """-D turned around, (M, K, kH, kW)."""
-        turned = self.dictionary.flip(2, 3).transpose(0, 1).neg()
-        return turned.contiguous(memory_format=torch.channels_last)
-
-    def analysis(
-        self, r: Tensor, base: Tensor | None = None, threshold: Tensor | None = None, relu: bool = False
-    ) -> Tensor:
-        """[relu](base + scale A' r - threshold), the threshold one number per atom."""
-        if self.winograd:
-            out = _empty(r, self.plain.shape[0], self.z_size)
-            return self._winograd(r, self.transforms[0], self.pads[::2], threshold, base, relu, out)
-        if not self.fused:
-            v = reference.analysis(r, self.scaled, self.stride, self.pads)
-            if threshold is not None:
-                v -= threshold.to(v.dtype).view(-1, 1, 1)
-            if base is not None:
-                v += base
-            return v.relu_() if relu else v
-        # oneDNN's relu turns NaN into 0, so that its epilogue goes without: torch's keeps it.
-        bias = None if threshold is None else threshold.neg().to(r.dtype)
-        padding = [self.pads[0], self.pads[2]]
-        if base is None:
-            v = torch.ops.mkldnn._convolution_pointwise(
-                r, self.scaled, bias, padding, self.stride, [1, 1], 1, "none", [], None
-            )
-        else:
-            v = torch.ops.mkldnn._convolution_pointwise.binary(
-                r, base, self.scaled, bias, padding, self.stride, [1, 1], 1, "add", 1.0, None, [], None
-            )
-        return v.relu_() if relu else v
-
-    def residual(self, x: Tensor | None, z: Tensor) -> Tensor:
-        """x - A z, or -A z without x."""
-        if self.winograd and self.turns:
-            out = _empty(z, self.plain.shape[1], self.size)
-            return self._winograd(z, self.transforms[1], self.turned_pads, None, x, False, out)
-        if not (self.fused and self.turns):
-            image = reference.synthesis(z, self.dictionary, self.stride, self.pads, self.size)
-            return image.neg_() if x is None else torch.sub(x, image, out=image)
-        if x is None:
-            return torch.ops.mkldnn._convolution_pointwise(
-                z, self.turned, None, self.turned_pads, [1, 1], [1, 1], 1, "none", [], None
-            )
-        return torch.ops.mkldnn._convolution_pointwise.binary(
-            z, x, self.turned, None, self.turned_pads, [1, 1], [1, 1], 1, "add", 1.0, None, [], None
-        )
-
-    def _winograd(self, image, transform, pads, threshold, addend, relu, out) -> Tensor:
-        # Channels must be adjacent, also where an image of one pixel or one channel could say otherwise.
-        image, addend = _adjacent(image), None if addend is None else _adjacent(addend)
-        if threshold is not None:
-            lanes = torch.ops.csc_native.winograd_lanes()
-            threshold = F.pad(threshold.float(), (0, -threshold.numel() % lanes))
-        torch.ops.csc_native.winograd(image, transform, *pads, threshold, addend, relu, out)
-        return out
-
-    def correlation(self, r: Tensor, z: Tensor) -> Tensor:
-        return reference.correlation(r, z, self.dictionary, self.stride, self.pads)
-
-
-def _empty(like: Tensor, channels: int, size) -> Tensor:
-    shape = (like.shape[0], channels, *size)
-    return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
-
-
-def _adjacent(image: Tensor) -> Tensor:
-    if image.stride(1) == 1 or image.shape[1] == 1:
-        return image
-    return torch.empty_like(image, memory_format=torch.channels_last).copy_(image)
 
 
 class Threshold:
@@ -213,7 +65,7 @@ def residual_backward(grad, x, z, dictionary, stride, pads, mask, needs):
     return (
         image(x, masked) if needs[0] else unused(x),
         image(x, a.analysis(masked)) if needs[1] else unused(x),
-        gradient_of(dictionary, -a.correlation(masked, z)) if needs[2] else unused(x),
+        gradient_of(dictionary, -a.correlation([masked], [_channels_last(z)])) if needs[2] else unused(x),
         unused(x),
     )
 
@@ -264,9 +116,10 @@ def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, n
             r = _masked(a.residual(x_last, z if momentum == "sdnet" else y), mask)
             residuals.append(r)
         z_next = threshold.step(a, r, y)
-        y = torch.lerp(z, z_next, 1 + beta) if beta else z_next
+        codes.append(z_next)
+        if len(codes) < n_iter:
+            y = torch.lerp(z, z_next, 1 + beta) if beta else z_next
         z = z_next
-        codes.append(z)
     kept = kept_tensors(x, z.shape, z0, n_iter, keep)
     return image(x, z), *map(_stack, kept, (codes[:-1], residuals))
 
@@ -305,25 +158,28 @@ class Backward:
             gradient = gradient.div_(self.divisor.to(gradient.dtype))
         if any(self.needs[2:4]):
             self.penalty = _plus(self.penalty, penalty_sums(gradient, z_next))
-        if self.needs[1]:
-            self.grad_dictionary = _plus(self.grad_dictionary, self.a.correlation(r, gradient))
-        if point is None and not self.needs[0]:
-            return gradient, None
-        picture = _masked(self.a.residual(None, gradient), self.mask)  # -mask A G
-        grad_point = None
+        images, codes = [r], [gradient]
+        picture = grad_point = None
+        if point is not None or self.needs[0]:
+            picture = _masked(self.a.residual(None, gradient), self.mask)  # -mask A G
         if point is not None:
-            if self.needs[1]:
-                self.grad_dictionary = _plus(self.grad_dictionary, self.a.correlation(picture, point))
+            images.append(picture)
+            codes.append(point)
             if separate:
                 grad_point = self.a.analysis(picture)
+                grad_base = gradient
             else:
-                gradient = self.a.analysis(picture, gradient)
+                grad_base = self.a.analysis(picture, gradient)
+        else:
+            grad_base = gradient
+        if self.needs[1]:
+            self.grad_dictionary = _plus(self.grad_dictionary, self.a.correlation(images, codes))
         if self.needs[0]:
             if self.grad_x is None:
                 self.grad_x = picture.mul_(-self.t)
             else:
                 self.grad_x.add_(picture, alpha=-self.t)
-        return gradient, grad_point
+        return grad_base, grad_point
 
     def gradients(self, dictionary: Tensor) -> tuple[Tensor | None, ...]:
         """In x, dictionary, lmbda, mu and the step size; empty where not needed."""

@@ -21,7 +21,8 @@ def _power_kernel(
     size: Sequence[int],
     tol: float,
     max_iter: int,
-) -> Tensor:
+    start: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     wide = dictionary.to(torch.promote_types(dictionary.dtype, torch.float32))
     code = (1, wide.shape[0], *code_size(size, wide.shape[2:], stride, pads))
     generator = torch.Generator(wide.device).manual_seed(0)
@@ -29,6 +30,12 @@ def _power_kernel(
     v = v / v.norm()
     tiny = torch.finfo(wide.dtype).tiny
     value = wide.new_zeros(())
+    if start is not None:
+        # The last product of another iteration, whose norm was that one's value; useless where it is zero or NaN.
+        norm = start.norm()
+        useful = (norm > 0) & norm.isfinite()
+        value = torch.where(useful, norm, value)
+        v = torch.where(useful, start / norm.clamp_min(tiny), v)
     done = torch.zeros((), dtype=torch.bool, device=wide.device)
     # A CPU's answer costs nothing; a GPU is asked every 25 products, and its vector freezes meanwhile.
     interval = 1 if wide.device.type == "cpu" else 25
@@ -41,7 +48,7 @@ def _power_kernel(
         done = done | converged
         if i % interval == interval - 1 and bool(done):
             break
-    return value.to(dictionary.dtype)
+    return value.to(dictionary.dtype), v * value
 
 
 _DOUBLINGS = 5  # The moment trace(C^32) = trace(C^(2^5)).
@@ -109,10 +116,17 @@ def _symbol(lags: Tensor, taps: Sequence[int], grid: Sequence[int]) -> Tensor:
     return (down @ columns.flatten(1)).reshape(-1, n, n)
 
 
+def _power_fake(dictionary, stride, pads, size, tol, max_iter, start):
+    wide = torch.promote_types(dictionary.dtype, torch.float32)
+    code = (1, dictionary.shape[0], *code_size(size, dictionary.shape[2:], stride, pads))
+    return dictionary.new_empty(()), dictionary.new_empty(code, dtype=wide)
+
+
 lipschitz = define(
-    "lipschitz(Tensor dictionary, int[2] stride, int[4] pads, SymInt[2] size, float tol, int max_iter) -> Tensor",
+    "lipschitz(Tensor dictionary, int[2] stride, int[4] pads, SymInt[2] size, float tol, int max_iter, "
+    "Tensor? start) -> (Tensor, Tensor)",
     _power_kernel,
-    lambda dictionary, stride, pads, size, tol, max_iter: dictionary.new_empty(()),
+    _power_fake,
 )
 lipschitz_bound = define(
     "lipschitz_bound(Tensor dictionary, int[2] stride) -> Tensor",

@@ -108,7 +108,7 @@ struct Strided {
   explicit operator bool() const { return data != nullptr; }
 };
 
-struct WinogradKernels;
+struct Winograd;
 
 // One instruction set's kernels. Rows are half-open ranges.
 struct Kernels {
@@ -122,7 +122,7 @@ struct Kernels {
   void (*combine)(const Plane& to, float scale, const Plane& from, const Shape&, int begin, int end);
   void (*read_codes)(const Strided& from, const Plane& to, const Shape&, int begin, int end);
   void (*write_codes)(const Plane& from, const Strided& to, const Shape&, int begin, int end);
-  const WinogradKernels* winograd;
+  const Winograd* winograd;
 };
 
 }  // namespace csc

@@ -34,5 +34,5 @@ constexpr int smaller(int block) { return block > 4 ? 4 : block > 2 ? 2 : 1; }
 #include "synthesis.h"
 #include "winograd_kernels.h"
 
-static const Kernels kKernels = {CSC_ISA_NAME, kLanes,  kAtoms,     analysis,    synthesis,        correlation,
-                                 support,      combine, read_codes, write_codes, &kWinogradKernels};
+static const Kernels kKernels = {CSC_ISA_NAME, kLanes,  kAtoms,     analysis,    synthesis, correlation,
+                                 support,      combine, read_codes, write_codes, &kWinograd};

@@ -6,53 +6,87 @@
 
 namespace csc {
 
-constexpr int kWinogradPoints = 16;  // Of a 4 x 4 tile of F(2x2, 3x3).
+// Channels that are worked on at a time: of the outputs of a convolution, and of both sides of a gradient.
+constexpr int kWinogradChannels = 64;
 
 // A stride-1 3x3 convolution of channels_last images: output = epilogue(sum).
 struct WinogradShape {
-  int inputs, outputs;  // Channels, as they are in memory.
+  int inputs, outputs;                // Channels, as they are in memory.
   int padded_inputs, padded_outputs;  // Rounded up to whole vectors.
   int height, width;                  // Of the input.
   int out_height, out_width;
   int top, left;  // Zeros before the first row and column of the input.
+  int side;       // Rows and columns of outputs that a tile has.
 
-  int tile_rows() const { return (out_height + 1) / 2; }
-  int tile_columns() const { return (out_width + 1) / 2; }
+  int tile_rows() const { return (out_height + side - 1) / side; }
+  int tile_columns() const { return (out_width + side - 1) / side; }
   int tiles() const { return tile_rows() * tile_columns(); }
 };
 
 // One sample, channels adjacent.
+template <typename Real>
 struct Picture {
-  float* data = nullptr;
+  Real* data = nullptr;
   int64_t row = 0, column = 0;
   explicit operator bool() const { return data != nullptr; }
 };
 
 // output = max(addend + sum - threshold, 0), each part where it is given.
+template <typename Real>
 struct WinogradEpilogue {
-  const float* threshold = nullptr;  // [padded_outputs]
+  const Real* threshold = nullptr;  // [padded_outputs]
   bool relu = false;
+  Picture<Real> addend;
 };
 
-// A dictionary (K, M, 3, 3), contiguous, and where its transforms go, [16][panel][inputs][panel width] each with
-// channels rounded up to whole vectors: the analysis' times `scale`, and that of minus the synthesis.
+// A dictionary (K, M, 3, 3), contiguous, and where its transforms go, [points][panel][inputs][panel width] each
+// with channels rounded up to whole vectors: the analysis' times `scale`, and that of minus the synthesis.
+template <typename Real>
 struct WinogradDictionary {
-  const float* dictionary;
+  const Real* dictionary;
   int atoms, channels;
-  float scale;
-  float* analysis;
-  float* synthesis;
+  Real scale;
+  Real* analysis;
+  Real* synthesis;
 };
 
+// Sums of one block of atoms and channels, [points][kWinogradChannels atoms][kWinogradChannels channels], and the
+// gradient (K, M, 3, 3), contiguous, that they are added to.
+template <typename Real>
+struct WinogradGradient {
+  const Real* sums;
+  Real* gradient;
+  int atoms, channels;        // Of the gradient.
+  int first_atom, last_atom;  // Of this block.
+  int first_channel, last_channel;
+  Real scale;
+};
+
+// One size of tile in one precision.
+template <typename Real>
 struct WinogradKernels {
   int lanes;
+  int side;        // Rows and columns of outputs of a tile: 2 or 4.
+  int points;      // Of its transform, 16 or 36.
   int tile_block;  // Tiles of one register block; blocks of tiles are padded to it.
-  int panel;       // Output channels of one panel of weights.
-  void (*weights)(const WinogradDictionary&, int begin, int end);
-  void (*transform_input)(const WinogradShape&, const Picture&, int tile, float* to, int64_t point_stride);
-  void (*multiply)(const float* from, const float* weights, int tiles, int inputs, int outputs, float* to);
-  void (*transform_output)(const WinogradShape&, const WinogradEpilogue&, const float* from, int64_t point_stride,
-                           int tile, const Picture& addend, const Picture& output);
+  void (*weights)(const WinogradDictionary<Real>&, int begin, int end);
+  // A tile of the input: point p at to + p * point_stride.
+  void (*transform_input)(const WinogradShape&, const Picture<Real>&, int channels, int tile, Real* to,
+                          int64_t point_stride);
+  // to [tiles][kWinogradChannels] = from [tiles][inputs] x weights, of one point and up to kWinogradChannels outputs.
+  void (*multiply)(const Real* from, const Real* weights, int tiles, int inputs, int outputs, Real* to);
+  void (*transform_output)(const WinogradShape&, const WinogradEpilogue<Real>&, int channels, const Real* from,
+                           int64_t point_stride, int tile, const Picture<Real>& output);
+  // The transposes of the last three: of a tile of what the outputs' gradient is, of the product, of the weights.
+  void (*transform_gradient)(const WinogradShape&, const Picture<Real>&, int channels, int tile, Real* to,
+                             int64_t point_stride);
+  void (*accumulate)(const Real* codes, const Real* images, int tiles, int atoms, int channels, Real* sums);
+  void (*add_gradient)(const WinogradGradient<Real>&);
+};
+
+struct Winograd {
+  WinogradKernels<float> single_2, single_4;
+  WinogradKernels<double> double_2, double_4;
 };
 
 }  // namespace csc

@@ -1,132 +1,159 @@
-// F(2x2, 3x3): sixteen products in place of thirty-six (Winograd 1980; Lavin and Gray, CVPR 2016).
+// Winograd's convolutions: transforms of tiles, and one matrix product per point of the transform, which sums over
+// the channels. The matrices are in winograd_tiles.h.
 //
-// A 4 x 4 tile d of the input gives 2 x 2 outputs Y = T' [(G g G') * (B' d B)] T with
-//
-//        | 1  0 -1  0 |       |  1    0    0  |        | 1  1  1  0 |
-//   B' = | 0  1  1  0 |   G = | 1/2  1/2  1/2 |   T' = | 0  1 -1 -1 |
-//        | 0 -1  1  0 |       | 1/2 -1/2  1/2 |
-//        | 0  1  0 -1 |       |  0    0    1  |
-//
-// The product, summed over input channels, is one matrix product per point of the tile. Vectors run along
-// channels, which are adjacent in channels_last memory. Included once per instruction set.
+// Vectors run along channels, which are adjacent in channels_last memory. Included once per instruction set.
 
+#include "winograd_vector.h"
+
+#include "winograd_tiles.h"
+
+// Registers of the products: tiles (or atoms) x vectors of outputs (or channels).
 #if defined(CSC_ISA_AVX512)
-constexpr int kTileBlock = 6, kPanelVectors = 4;
+constexpr int kTileBlock = 6, kPanelVectors = 4, kAtomBlock = 4;
 #elif defined(CSC_ISA_AVX2)
-constexpr int kTileBlock = 6, kPanelVectors = 2;
+constexpr int kTileBlock = 6, kPanelVectors = 2, kAtomBlock = 4;
 #else
-constexpr int kTileBlock = 4, kPanelVectors = 2;
+constexpr int kTileBlock = 4, kPanelVectors = 2, kAtomBlock = 4;
 #endif
 
-// Columns 0..3 of B' applied to four vectors.
-static inline void input_points(const Vec (&d)[4], Vec (&v)[4]) {
-  v[0] = d[0] - d[2];
-  v[1] = d[1] + d[2];
-  v[2] = d[2] - d[1];
-  v[3] = d[1] - d[3];
-}
-
-static inline void weight_points(const Vec (&g)[3], Vec (&u)[4]) {
-  const Vec ends = g[0] + g[2];
-  u[0] = g[0];
-  u[1] = (ends + g[1]) * 0.5f;
-  u[2] = (ends - g[1]) * 0.5f;
-  u[3] = g[2];
-}
-
 // Where input `i`'s weights for the vector of outputs from `o` on begin, within one point.
+template <typename Real>
 static inline int64_t weight_offset(int inputs, int outputs, int i, int o) {
-  const int whole = kPanelVectors * kLanes, panel = o / whole * whole;
+  const int whole = kPanelVectors * VectorOf<Real>::lanes, panel = o / whole * whole;
   const int width = outputs - panel < whole ? outputs - panel : whole;
   return static_cast<int64_t>(panel) * inputs + static_cast<int64_t>(i) * width + (o - panel);
 }
 
-// G g G' of the atoms [begin, end), a range of whole vectors. The synthesis convolves with the atoms turned
-// around, whose transform is the same numbers: turning g swaps the first and the last point of each axis.
-static void winograd_weights(const WinogradDictionary& d, int begin, int end) {
-  constexpr int turned[4] = {3, 1, 2, 0};
-  const int atoms = (d.atoms + kLanes - 1) / kLanes * kLanes;
-  const int channels = (d.channels + kLanes - 1) / kLanes * kLanes;
+// G g G' of nine vectors of taps, or of the taps turned around.
+template <typename Tile, typename Real, typename V = typename VectorOf<Real>::type>
+static inline void transform_taps(const V (&taps)[9], bool turned, V (&points)[Tile::kPoints][Tile::kPoints]) {
+  V rows[Tile::kPoints][3];
+  for (int c = 0; c < 3; ++c) {
+    const int t = turned ? 8 - c : c, step = turned ? -3 : 3;
+    const V column[3] = {taps[t], taps[t + step], taps[t + 2 * step]};
+    V v[Tile::kPoints];
+    Tile::weight(column, v);
+    for (int r = 0; r < Tile::kPoints; ++r) rows[r][c] = v[r];
+  }
+  for (int r = 0; r < Tile::kPoints; ++r) Tile::weight(rows[r], points[r]);
+}
+
+// The transforms of the atoms [begin, end), a range of whole vectors. The synthesis convolves with the atoms
+// turned around.
+template <template <typename> class Kind, typename Real>
+static void winograd_weights(const WinogradDictionary<Real>& d, int begin, int end) {
+  typedef Kind<Real> Tile;
+  typedef typename VectorOf<Real>::type V;
+  constexpr int lanes = VectorOf<Real>::lanes, points = Tile::kPoints;
+  const int atoms = (d.atoms + lanes - 1) / lanes * lanes, channels = (d.channels + lanes - 1) / lanes * lanes;
   const int64_t point = static_cast<int64_t>(atoms) * channels;
-  for (int k0 = begin; k0 < end; k0 += kLanes) {
-    for (int m0 = 0; m0 < channels; m0 += kLanes) {
-      Vec block[kWinogradPoints][kLanes];
-      for (int k = k0; k < k0 + kLanes; ++k) {
-        float taps[9][kLanes] = {};
-        if (k < d.atoms) {
-          const int left = d.channels - m0, lanes = left < kLanes ? left : kLanes;
-          const float* atom = d.dictionary + (static_cast<int64_t>(k) * d.channels + m0) * 9;
-          for (int lane = 0; lane < lanes; ++lane)
+  for (int k0 = begin; k0 < end; k0 += lanes) {
+    for (int m0 = 0; m0 < channels; m0 += lanes) {
+      V block[9][lanes];  // Taps of `lanes` atoms, vectors along the channels.
+      for (int k = 0; k < lanes; ++k) {
+        Real taps[9][lanes] = {};
+        if (k0 + k < d.atoms) {
+          const int left = d.channels - m0, count = left < lanes ? left : lanes;
+          const Real* atom = d.dictionary + (static_cast<int64_t>(k0 + k) * d.channels + m0) * 9;
+          for (int lane = 0; lane < count; ++lane)
             for (int tap = 0; tap < 9; ++tap) taps[tap][lane] = atom[lane * 9 + tap];
         }
-        Vec rows[4][3];
-        for (int c = 0; c < 3; ++c) {
-          const Vec column[3] = {load(taps[c]), load(taps[3 + c]), load(taps[6 + c])};
-          Vec points[4];
-          weight_points(column, points);
-          for (int r = 0; r < 4; ++r) rows[r][c] = points[r];
-        }
-        float* synthesis = d.synthesis + weight_offset(atoms, channels, k, m0);
-        for (int r = 0; r < 4; ++r) {
-          Vec points[4];
-          weight_points(rows[r], points);
-          for (int c = 0; c < 4; ++c) {
-            store(synthesis + (4 * turned[r] + turned[c]) * point, -points[c]);
-            block[4 * r + c][k - k0] = points[c];
-          }
-        }
+        V vectors[9], transformed[points][points];
+        for (int tap = 0; tap < 9; ++tap) block[tap][k] = vectors[tap] = load(taps[tap]);
+        transform_taps<Tile, Real>(vectors, true, transformed);
+        Real* to = d.synthesis + weight_offset<Real>(atoms, channels, k0 + k, m0);
+        for (int r = 0; r < points; ++r)
+          for (int c = 0; c < points; ++c) store(to + (points * r + c) * point, -transformed[r][c]);
       }
-      for (int p = 0; p < kWinogradPoints; ++p) {
-        transpose(block[p]);
-        for (int m = 0; m < kLanes; ++m)
-          store(d.analysis + p * point + weight_offset(channels, atoms, m0 + m, k0), block[p][m] * d.scale);
+      for (int tap = 0; tap < 9; ++tap) transpose(block[tap]);
+      for (int m = 0; m < lanes; ++m) {
+        V vectors[9], transformed[points][points];
+        for (int tap = 0; tap < 9; ++tap) vectors[tap] = block[tap][m];
+        transform_taps<Tile, Real>(vectors, false, transformed);
+        Real* to = d.analysis + weight_offset<Real>(channels, atoms, m0 + m, k0);
+        for (int r = 0; r < points; ++r)
+          for (int c = 0; c < points; ++c) store(to + (points * r + c) * point, transformed[r][c] * d.scale);
       }
     }
   }
 }
 
-// B' d B of one tile, all channels: point p at to + p * point_stride.
-static void winograd_input(const WinogradShape& s, const Picture& input, int tile, float* to,
+// B' d B of one tile.
+template <template <typename> class Kind, typename Real>
+static void winograd_input(const WinogradShape& s, const Picture<Real>& input, int channels, int tile, Real* to,
                            int64_t point_stride) {
-  const int y = tile / s.tile_columns() * 2 - s.top, x = tile % s.tile_columns() * 2 - s.left;
-  const bool inside = y >= 0 && x >= 0 && y + 4 <= s.height && x + 4 <= s.width;
-  for (int m = 0; m < s.padded_inputs; m += kLanes) {
-    const int left = s.inputs - m, lanes = left < kLanes ? left : kLanes;
-    Vec rows[4][4];
-    for (int c = 0; c < 4; ++c) {
-      Vec d[4], v[4];
-      for (int r = 0; r < 4; ++r) {
+  typedef Kind<Real> Tile;
+  typedef typename VectorOf<Real>::type V;
+  constexpr int lanes = VectorOf<Real>::lanes, points = Tile::kPoints;
+  const int y = tile / s.tile_columns() * Tile::kSide - s.top, x = tile % s.tile_columns() * Tile::kSide - s.left;
+  const bool inside = y >= 0 && x >= 0 && y + points <= s.height && x + points <= s.width;
+  for (int m = 0; m < channels; m += lanes) {
+    const int left = channels - m, count = left < lanes ? left : lanes;
+    V rows[points][points];
+    for (int c = 0; c < points; ++c) {
+      V d[points], v[points];
+      for (int r = 0; r < points; ++r) {
         const bool here = inside || (y + r >= 0 && y + r < s.height && x + c >= 0 && x + c < s.width);
-        d[r] = here ? load_partial(input.data + (y + r) * input.row + (x + c) * input.column + m, lanes) : Vec{};
+        d[r] = here ? load_partial(input.data + (y + r) * input.row + (x + c) * input.column + m, count) : V{};
       }
-      input_points(d, v);
-      for (int r = 0; r < 4; ++r) rows[r][c] = v[r];
+      Tile::input(d, v);
+      for (int r = 0; r < points; ++r) rows[r][c] = v[r];
     }
-    for (int r = 0; r < 4; ++r) {
-      Vec v[4];
-      input_points(rows[r], v);
-      for (int c = 0; c < 4; ++c) store(to + (4 * r + c) * point_stride + m, v[c]);
+    for (int r = 0; r < points; ++r) {
+      V v[points];
+      Tile::input(rows[r], v);
+      for (int c = 0; c < points; ++c) store(to + (points * r + c) * point_stride + m, v[c]);
     }
   }
 }
 
-template <int P>
-static void winograd_panel(const float* from, const float* weights, int tiles, int inputs, int outputs, float* to) {
+// T E T' of one tile.
+template <template <typename> class Kind, typename Real>
+static void winograd_gradient(const WinogradShape& s, const Picture<Real>& output, int channels, int tile, Real* to,
+                              int64_t point_stride) {
+  typedef Kind<Real> Tile;
+  typedef typename VectorOf<Real>::type V;
+  constexpr int lanes = VectorOf<Real>::lanes, points = Tile::kPoints, side = Tile::kSide;
+  const int y = tile / s.tile_columns() * side, x = tile % s.tile_columns() * side;
+  for (int k = 0; k < channels; k += lanes) {
+    const int left = channels - k, count = left < lanes ? left : lanes;
+    V rows[points][side];
+    for (int c = 0; c < side; ++c) {
+      V e[side], v[points];
+      for (int r = 0; r < side; ++r) {
+        const bool here = y + r < s.out_height && x + c < s.out_width;
+        e[r] = here ? load_partial(output.data + (y + r) * output.row + (x + c) * output.column + k, count) : V{};
+      }
+      Tile::gradient(e, v);
+      for (int r = 0; r < points; ++r) rows[r][c] = v[r];
+    }
+    for (int r = 0; r < points; ++r) {
+      V v[points];
+      Tile::gradient(rows[r], v);
+      for (int c = 0; c < points; ++c) store(to + (points * r + c) * point_stride + k, v[c]);
+    }
+  }
+}
+
+template <int P, typename Real>
+static void winograd_panel(const Real* from, const Real* weights, int tiles, int inputs, Real* to) {
+  typedef typename VectorOf<Real>::type V;
+  constexpr int lanes = VectorOf<Real>::lanes;
   for (int t = 0; t < tiles; t += kTileBlock) {
-    const float* rows = from + static_cast<int64_t>(t) * inputs;
-    Vec sums[kTileBlock][P];
+    const Real* rows = from + static_cast<int64_t>(t) * inputs;
+    V sums[kTileBlock][P];
 #pragma GCC unroll 8
     for (int i = 0; i < kTileBlock; ++i)
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) sums[i][p] = Vec{};
-    const float* u = weights;
-    for (int m = 0; m < inputs; ++m, u += P * kLanes) {
-      Vec w[P];
+      for (int p = 0; p < P; ++p) sums[i][p] = V{};
+    const Real* u = weights;
+    for (int m = 0; m < inputs; ++m, u += P * lanes) {
+      V w[P];
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) w[p] = load(u + p * kLanes);
+      for (int p = 0; p < P; ++p) w[p] = load(u + p * lanes);
 #pragma GCC unroll 8
       for (int i = 0; i < kTileBlock; ++i) {
-        const Vec v = splat(rows[i * static_cast<int64_t>(inputs) + m]);
+        const V v = splat(rows[i * static_cast<int64_t>(inputs) + m]);
 #pragma GCC unroll 8
         for (int p = 0; p < P; ++p) sums[i][p] += v * w[p];
       }
@@ -134,51 +161,163 @@ static void winograd_panel(const float* from, const float* weights, int tiles, i
 #pragma GCC unroll 8
     for (int i = 0; i < kTileBlock; ++i)
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) store(to + static_cast<int64_t>(t + i) * outputs + p * kLanes, sums[i][p]);
+      for (int p = 0; p < P; ++p) store(to + (t + i) * kWinogradChannels + p * lanes, sums[i][p]);
   }
 }
 
-// to [tiles][outputs] = from [tiles][inputs] x weights, of one point.
-static void winograd_multiply(const float* from, const float* weights, int tiles, int inputs, int outputs,
-                              float* to) {
-  for (int k = 0; k < outputs; k += kPanelVectors * kLanes) {
-    const float* panel = weights + static_cast<int64_t>(k) * inputs;
-    switch (outputs - k < kPanelVectors * kLanes ? (outputs - k) / kLanes : kPanelVectors) {
-      case 1: winograd_panel<1>(from, panel, tiles, inputs, outputs, to + k); break;
-      case 2: winograd_panel<2>(from, panel, tiles, inputs, outputs, to + k); break;
-      case 3: winograd_panel<3>(from, panel, tiles, inputs, outputs, to + k); break;
-      default: winograd_panel<kPanelVectors>(from, panel, tiles, inputs, outputs, to + k); break;
+template <typename Real>
+static void winograd_multiply(const Real* from, const Real* weights, int tiles, int inputs, int outputs, Real* to) {
+  constexpr int lanes = VectorOf<Real>::lanes;
+  for (int k = 0; k < outputs; k += kPanelVectors * lanes) {
+    const Real* panel = weights + static_cast<int64_t>(k) * inputs;
+    switch (outputs - k < kPanelVectors * lanes ? (outputs - k) / lanes : kPanelVectors) {
+      case 1:
+        winograd_panel<1>(from, panel, tiles, inputs, to + k);
+        break;
+      case 2:
+        winograd_panel<2>(from, panel, tiles, inputs, to + k);
+        break;
+      case 3:
+        winograd_panel<3>(from, panel, tiles, inputs, to + k);
+        break;
+      default:
+        winograd_panel<kPanelVectors>(from, panel, tiles, inputs, to + k);
+        break;
     }
   }
 }
 
-// The 2 x 2 outputs of one tile, all channels, through the epilogue.
-static void winograd_output(const WinogradShape& s, const WinogradEpilogue& e, const float* from,
-                            int64_t point_stride, int tile, const Picture& addend, const Picture& output) {
-  const int y = tile / s.tile_columns() * 2, x = tile % s.tile_columns() * 2;
-  const int rows = s.out_height - y < 2 ? 1 : 2, columns = s.out_width - x < 2 ? 1 : 2;
-  for (int k = 0; k < s.padded_outputs; k += kLanes) {
-    const int left = s.outputs - k, lanes = left < kLanes ? left : kLanes;
-    Vec half[2][4];
-    for (int c = 0; c < 4; ++c) {
-      Vec m[4];
-      for (int r = 0; r < 4; ++r) m[r] = load(from + (4 * r + c) * point_stride + k);
-      half[0][c] = m[0] + m[1] + m[2];
-      half[1][c] = m[1] - m[2] - m[3];
+// The outputs of one tile through the epilogue.
+template <template <typename> class Kind, typename Real>
+static void winograd_output(const WinogradShape& s, const WinogradEpilogue<Real>& e, int channels, const Real* from,
+                            int64_t point_stride, int tile, const Picture<Real>& output) {
+  typedef Kind<Real> Tile;
+  typedef typename VectorOf<Real>::type V;
+  constexpr int lanes = VectorOf<Real>::lanes, points = Tile::kPoints, side = Tile::kSide;
+  const int y = tile / s.tile_columns() * side, x = tile % s.tile_columns() * side;
+  const int rows = s.out_height - y < side ? s.out_height - y : side;
+  const int columns = s.out_width - x < side ? s.out_width - x : side;
+  for (int k = 0; k < channels; k += lanes) {
+    const int left = channels - k, count = left < lanes ? left : lanes;
+    V part[side][points];
+    for (int c = 0; c < points; ++c) {
+      V m[points], v[side];
+      for (int r = 0; r < points; ++r) m[r] = load(from + (points * r + c) * point_stride + k);
+      Tile::output(m, v);
+      for (int r = 0; r < side; ++r) part[r][c] = v[r];
     }
-    const Vec threshold = e.threshold ? load(e.threshold + k) : Vec{};
+    const V threshold = e.threshold ? load(e.threshold + k) : V{};
     for (int r = 0; r < rows; ++r) {
-      const Vec(&h)[4] = half[r];
-      const Vec values[2] = {h[0] + h[1] + h[2], h[1] - h[2] - h[3]};
+      V values[side];
+      Tile::output(part[r], values);
       for (int c = 0; c < columns; ++c) {
-        Vec value = values[c] - threshold;
-        if (addend) value += load_partial(addend.data + (y + r) * addend.row + (x + c) * addend.column + k, lanes);
+        V value = values[c] - threshold;
+        if (e.addend) {
+          const Real* addend = e.addend.data + (y + r) * e.addend.row + (x + c) * e.addend.column + k;
+          value += load_partial(addend, count);
+        }
         if (e.relu) value = positive_part(value);
-        store_partial(output.data + (y + r) * output.row + (x + c) * output.column + k, value, lanes);
+        store_partial(output.data + (y + r) * output.row + (x + c) * output.column + k, value, count);
       }
     }
   }
 }
 
-static const WinogradKernels kWinogradKernels = {
-    kLanes, kTileBlock, kPanelVectors * kLanes, winograd_weights, winograd_input, winograd_multiply, winograd_output};
+template <int P, typename Real>
+static void winograd_outer(const Real* codes, const Real* images, int tiles, int atoms, Real* sums) {
+  typedef typename VectorOf<Real>::type V;
+  constexpr int lanes = VectorOf<Real>::lanes, row = kWinogradChannels;
+  for (int k = 0; k < atoms; k += kAtomBlock) {
+    V block[kAtomBlock][P];
+#pragma GCC unroll 8
+    for (int i = 0; i < kAtomBlock; ++i)
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) block[i][p] = load(sums + (k + i) * row + p * lanes);
+    for (int t = 0; t < tiles; ++t) {
+      V v[P];
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) v[p] = load(images + t * row + p * lanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < kAtomBlock; ++i) {
+        const V u = splat(codes[t * row + k + i]);
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) block[i][p] += u * v[p];
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kAtomBlock; ++i)
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) store(sums + (k + i) * row + p * lanes, block[i][p]);
+  }
+}
+
+// sums [atoms][kWinogradChannels] += codes' [tiles][kWinogradChannels] x images, of one point.
+template <typename Real>
+static void winograd_accumulate(const Real* codes, const Real* images, int tiles, int atoms, int channels, Real* sums) {
+  constexpr int lanes = VectorOf<Real>::lanes;
+  for (int m = 0; m < channels; m += kPanelVectors * lanes) {
+    const int left = (channels - m + lanes - 1) / lanes;
+    switch (left < kPanelVectors ? left : kPanelVectors) {
+      case 1:
+        winograd_outer<1>(codes, images + m, tiles, atoms, sums + m);
+        break;
+      case 2:
+        winograd_outer<2>(codes, images + m, tiles, atoms, sums + m);
+        break;
+      case 3:
+        winograd_outer<3>(codes, images + m, tiles, atoms, sums + m);
+        break;
+      default:
+        winograd_outer<kPanelVectors>(codes, images + m, tiles, atoms, sums + m);
+        break;
+    }
+  }
+}
+
+// G' S G of one block of sums, added to the gradient.
+template <template <typename> class Kind, typename Real>
+static void winograd_add_gradient(const WinogradGradient<Real>& g) {
+  typedef Kind<Real> Tile;
+  typedef typename VectorOf<Real>::type V;
+  constexpr int lanes = VectorOf<Real>::lanes, points = Tile::kPoints, row = kWinogradChannels;
+  for (int k = g.first_atom; k < g.last_atom; ++k) {
+    for (int m = g.first_channel; m < g.last_channel; m += lanes) {
+      const Real* sums = g.sums + (k - g.first_atom) * row + (m - g.first_channel);
+      V part[3][points];
+      for (int c = 0; c < points; ++c) {
+        V u[points], v[3];
+        for (int r = 0; r < points; ++r) u[r] = load(sums + (points * r + c) * row * row);
+        Tile::weight_gradient(u, v);
+        for (int r = 0; r < 3; ++r) part[r][c] = v[r];
+      }
+      Real taps[9][lanes];
+      for (int r = 0; r < 3; ++r) {
+        V v[3];
+        Tile::weight_gradient(part[r], v);
+        for (int c = 0; c < 3; ++c) store(taps[3 * r + c], v[c] * g.scale);
+      }
+      const int left = g.last_channel - m, count = left < lanes ? left : lanes;
+      Real* to = g.gradient + (static_cast<int64_t>(k) * g.channels + m) * 9;
+      for (int lane = 0; lane < count; ++lane)
+        for (int tap = 0; tap < 9; ++tap) to[lane * 9 + tap] += taps[tap][lane];
+    }
+  }
+}
+
+template <template <typename> class Kind, typename Real>
+static constexpr WinogradKernels<Real> winograd_kernels() {
+  return {VectorOf<Real>::lanes,
+          Kind<Real>::kSide,
+          Kind<Real>::kPoints * Kind<Real>::kPoints,
+          kTileBlock,
+          winograd_weights<Kind, Real>,
+          winograd_input<Kind, Real>,
+          winograd_multiply<Real>,
+          winograd_output<Kind, Real>,
+          winograd_gradient<Kind, Real>,
+          winograd_accumulate<Real>,
+          winograd_add_gradient<Kind, Real>};
+}
+
+static const Winograd kWinograd = {winograd_kernels<F2, float>(), winograd_kernels<F4, float>(),
+                                   winograd_kernels<F2, double>(), winograd_kernels<F4, double>()};

@@ -1,0 +1,90 @@
+"""Which way a wide layer's convolutions are computed: the one place where that is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# "direct": oneDNN's or torch's convolutions. "f2", "f4": Winograd's with tiles of 2 x 2 and 4 x 4 outputs.
+PATHS = ("direct", "f2", "f4")
+_forced: str | None = None
+
+
+@contextmanager
+def use_path(name: str) -> Iterator[None]:
+    """Compute every wide layer that a path fits with that path until the context ends, in the whole process.
+
+    For tests and benchmarks: neither speed nor the precision that torch was asked for is looked at. Winograd's
+    then serve float64 as well.
+    """
+    global _forced
+    if name not in PATHS:
+        raise ValueError(f"path must be one of {PATHS}, got {name!r}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def forces_float64() -> bool:
+    """Whether wide layers serve float64: only where one of Winograd's paths is forced."""
+    return _forced in ("f2", "f4")
+
+
+def fits_winograd(dictionary: Tensor, stride: Sequence[int]) -> bool:
+    """Whether a dictionary has the shape that Winograd's tiles are made for."""
+    dtypes = (torch.float32, torch.float64) if forces_float64() else (torch.float32,)
+    return dictionary.dtype in dtypes and tuple(dictionary.shape[2:]) == (3, 3) and list(stride) == [1, 1]
+
+
+def choose_path(
+    dictionary: Tensor, stride: Sequence[int], batch: int, z_size: Sequence[int], gradient: bool = False
+) -> str:
+    """The fastest path that the caller allows, for `batch` codes of `z_size`; of the dictionary's gradient too.
+
+    F(2x2, 3x3) is as precise as a direct convolution. F(4x4, 3x3) loses a decimal digit, and is for those who allow
+    it with torch.set_float32_matmul_precision("high") or "medium".
+    """
+    if not fits_winograd(dictionary, stride):
+        return "direct"
+    if _forced is not None:
+        return _forced
+    allowed = PATHS if torch.get_float32_matmul_precision() != "highest" else PATHS[:2]
+    return min(allowed, key=lambda path: cost(path, tuple(dictionary.shape[:2]), batch, z_size, gradient))
+
+
+# Measured with bench/bench_wide.py and bench/bench_phases.py, in multiply-adds at the processor's peak: the work
+# on a channel of a point of a tile in its transform, on an entry of the dictionary beside its products, and around
+# a call.
+TRANSFORM = 12.0
+ENTRY = {"direct": 150.0, "f2": 24.0, "f4": 30.0}
+CALL = {"direct": 10e6, "f2": 4e6, "f4": 4e6}
+TILES_AT_A_TIME = 6  # kTileBlock of csrc/cpu/winograd_kernels.h.
+BLOCK = 64  # kWinogradChannels of csrc/cpu/winograd_blocks.h.
+
+
+def cost(path: str, channels: tuple[int, int], batch: int, z_size: Sequence[int], gradient: bool) -> float:
+    """Multiply-adds at peak that take as long as one convolution, or as one gradient of the dictionary.
+
+    Products are counted with everything padded to whole tiles and vectors.
+    """
+    lanes = torch.ops.csc_native.winograd_lanes()
+    padded = [_up(n, lanes) for n in channels]
+    if path == "direct":
+        entries = 9 * padded[0] * channels[1]
+        return entries * (batch * z_size[0] * z_size[1] + ENTRY[path]) + CALL[path]
+    side = int(path[1])
+    tiles = _up(batch * -(-z_size[0] // side) * -(-z_size[1] // side), TILES_AT_A_TIME)
+    products, transformed = padded[0] * padded[1], sum(padded)
+    if gradient:  # Each block of atoms transforms the images anew, and each of channels the codes.
+        transformed = sum(n * -(-other // BLOCK) for n, other in zip(padded, padded[::-1]))
+    points = (side + 2) ** 2
+    return points * (tiles * (products + TRANSFORM * transformed) + ENTRY[path] * products) + CALL[path]
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple

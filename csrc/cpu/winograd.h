@@ -1,0 +1,106 @@
+// What the ops of winograd.cpp and winograd_gradient.cpp share.
+
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+
+#include "isa.h"
+#include "tensors.h"
+#include "winograd_blocks.h"
+#include "workspace.h"
+
+namespace csc {
+
+// The second-level cache that a block of transformed tiles should leave room in.
+constexpr int64_t kWinogradBlockBytes = 512 * 1024;
+
+inline int round_up_to(int64_t n, int64_t multiple) {
+  return static_cast<int>((n + multiple - 1) / multiple * multiple);
+}
+
+// Calls run(kernels) with the kernels of a tile's side and a tensor's precision.
+template <typename Run>
+void with_kernels(const Tensor& t, int64_t side, const Run& run) {
+  const Winograd& all = *chosen_kernels().winograd;
+  if (side != 2 && side != 4) throw std::runtime_error("Winograd's tiles have sides of 2 or 4");
+  switch (t.scalar_type()) {
+    case torch::headeronly::ScalarType::Float:
+      return run(side == 2 ? all.single_2 : all.single_4);
+    case torch::headeronly::ScalarType::Double:
+      return run(side == 2 ? all.double_2 : all.double_4);
+    default:
+      throw std::runtime_error("the Winograd kernels take float32 and float64");
+  }
+}
+
+template <typename Real>
+Picture<Real> picture(const Tensor& t, int64_t n) {
+  Picture<Real> p;
+  p.data = static_cast<Real*>(t.data_ptr()) + n * t.stride(0);
+  p.row = t.stride(2);
+  p.column = t.stride(3);
+  return p;
+}
+
+template <typename Real>
+Picture<Real> channels_from(Picture<Real> p, int channel) {
+  p.data += channel;
+  return p;
+}
+
+// `input` and `output` are channels_last; `output` may also be the gradient that belongs to one.
+template <typename Real>
+WinogradShape winograd_shape(const WinogradKernels<Real>& kernels, const Tensor& input, const Tensor& output,
+                             int64_t top, int64_t left) {
+  WinogradShape s;
+  s.inputs = static_cast<int>(input.size(1));
+  s.outputs = static_cast<int>(output.size(1));
+  s.padded_inputs = round_up_to(s.inputs, kernels.lanes);
+  s.padded_outputs = round_up_to(s.outputs, kernels.lanes);
+  s.height = static_cast<int>(input.size(2));
+  s.width = static_cast<int>(input.size(3));
+  s.out_height = static_cast<int>(output.size(2));
+  s.out_width = static_cast<int>(output.size(3));
+  s.top = static_cast<int>(top);
+  s.left = static_cast<int>(left);
+  s.side = kernels.side;
+  return s;
+}
+
+// Scratch memory of one task.
+template <typename Real>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) : floats_(count * static_cast<int64_t>(sizeof(Real) / sizeof(float))) {}
+  Real* get() const { return reinterpret_cast<Real*>(floats_.get()); }
+
+ private:
+  Floats floats_;
+};
+
+// Where the time of a task goes, for benchmarks: `next(i)` books what passed since the last call on phase i.
+class Phases {
+ public:
+  explicit Phases(bool measured) : measured_(measured) { next(0); }
+
+  void next(int phase) {
+    if (!measured_) return;
+    const auto now = std::chrono::steady_clock::now();
+    if (started_) seconds_[phase] += std::chrono::duration<double>(now - last_).count();
+    started_ = true;
+    last_ = now;
+  }
+  // Adds a row of this task to (tasks, 3) float64.
+  void write(const std::optional<Tensor>& seconds, int64_t task) const {
+    if (!measured_ || task >= seconds->size(0)) return;
+    for (int i = 0; i < 3; ++i) static_cast<double*>(seconds->data_ptr())[task * 3 + i] += seconds_[i];
+  }
+
+ private:
+  bool measured_, started_ = false;
+  std::chrono::steady_clock::time_point last_;
+  double seconds_[3] = {};
+};
+
+}  // namespace csc

@@ -1,0 +1,127 @@
+// csc_native::winograd_gradient: the dictionary's gradient, summed over tiles in the transformed domain.
+//
+// The sums of 64 atoms x 64 channels at every point of the transform stay in the second-level cache while tiles
+// pass, and are transformed once at the end. Wide dictionaries have many such blocks, which share nothing. Of
+// narrow ones the threads take slices of the tiles, whose sums are added in order: the same bits every time.
+
+#include "winograd.h"
+
+namespace csc {
+namespace {
+
+template <typename Real>
+struct Correlation {
+  const WinogradKernels<Real>& kernels;
+  const WinogradShape s;
+  const std::vector<Tensor>& images;
+  const std::vector<Tensor>& codes;
+  const Real scale;
+  const Tensor& gradient;
+  const std::optional<Tensor>& seconds;
+
+  static constexpr int kSums = kWinogradChannels * kWinogradChannels;
+
+  int64_t tiles_of_one() const { return static_cast<int64_t>(s.tiles()) * images[0].size(0); }
+  int64_t tiles() const { return tiles_of_one() * static_cast<int64_t>(images.size()); }
+
+  void run() const {
+    if (tiles() == 0) return;
+    const int threads = static_cast<int>(torch::stable::get_num_threads());
+    const int64_t atom_blocks = (s.outputs + kWinogradChannels - 1) / kWinogradChannels;
+    const int64_t blocks = atom_blocks * ((s.inputs + kWinogradChannels - 1) / kWinogradChannels);
+    const int64_t tile_bytes = 2 * kernels.points * kWinogradChannels * static_cast<int64_t>(sizeof(Real));
+    const int64_t step = std::min(tiles(), std::max<int64_t>(kWinogradBlockBytes / tile_bytes, 24));
+    const int64_t steps = (tiles() + step - 1) / step;
+    // Two blocks a thread share well enough; fewer are cut into slices.
+    const int64_t slices = blocks >= 2 * threads ? 1 : std::min<int64_t>(steps, (threads + blocks - 1) / blocks);
+    const int64_t workers = std::min<int64_t>(threads, blocks * slices);
+    std::vector<std::unique_ptr<Scratch<Real>>> sums(slices > 1 ? blocks * slices : workers);
+
+    parallel_tasks(workers, [&](int64_t worker) {
+      const Scratch<Real> image_points(kernels.points * step * kWinogradChannels);
+      const Scratch<Real> code_points(kernels.points * step * kWinogradChannels);
+      Phases phases(seconds.has_value());
+      for (int64_t i = blocks * slices * worker / workers; i < blocks * slices * (worker + 1) / workers; ++i) {
+        const int64_t block = i / slices, slice = i % slices;
+        auto& sum = sums[slices > 1 ? i : worker];
+        if (sum)
+          std::fill_n(sum->get(), kernels.points * kSums, Real(0));
+        else
+          sum = std::make_unique<Scratch<Real>>(kernels.points * kSums);
+        WinogradGradient<Real> g = block_gradient(block % atom_blocks, block / atom_blocks);
+        for (int64_t b = steps * slice / slices; b < steps * (slice + 1) / slices; ++b)
+          add_tiles(g, b * step, static_cast<int>(std::min(step, tiles() - b * step)), step, image_points.get(),
+                    code_points.get(), sum->get(), phases);
+        g.sums = sum->get();
+        if (slices == 1) kernels.add_gradient(g);
+        phases.next(2);
+      }
+      phases.write(seconds, worker);
+    });
+    if (slices == 1) return;
+    parallel_tasks(blocks, [&](int64_t block) {
+      Real* total = sums[block * slices]->get();
+      for (int64_t slice = 1; slice < slices; ++slice) {
+        const Real* other = sums[block * slices + slice]->get();
+        for (int64_t i = 0; i < int64_t{kernels.points} * kSums; ++i) total[i] += other[i];
+      }
+      WinogradGradient<Real> g = block_gradient(block % atom_blocks, block / atom_blocks);
+      g.sums = total;
+      kernels.add_gradient(g);
+    });
+  }
+
+  WinogradGradient<Real> block_gradient(int64_t atom_block, int64_t channel_block) const {
+    WinogradGradient<Real> g;
+    g.gradient = static_cast<Real*>(gradient.data_ptr());
+    g.atoms = s.outputs;
+    g.channels = s.inputs;
+    g.first_atom = static_cast<int>(atom_block) * kWinogradChannels;
+    g.last_atom = std::min(g.first_atom + kWinogradChannels, s.outputs);
+    g.first_channel = static_cast<int>(channel_block) * kWinogradChannels;
+    g.last_channel = std::min(g.first_channel + kWinogradChannels, s.inputs);
+    g.scale = scale;
+    return g;
+  }
+
+  void add_tiles(const WinogradGradient<Real>& g, int64_t first, int count, int64_t step, Real* image_points,
+                 Real* code_points, Real* sums, Phases& phases) const {
+    const int64_t stride = step * kWinogradChannels;
+    const int atoms = g.last_atom - g.first_atom, channels = g.last_channel - g.first_channel;
+    for (int i = 0; i < count; ++i) {
+      const size_t pair = static_cast<size_t>((first + i) / tiles_of_one());
+      const int64_t tile = (first + i) % tiles_of_one(), n = tile / s.tiles();
+      const int position = static_cast<int>(tile % s.tiles());
+      kernels.transform_input(s, channels_from(picture<Real>(images[pair], n), g.first_channel), channels, position,
+                              image_points + i * kWinogradChannels, stride);
+      kernels.transform_gradient(s, channels_from(picture<Real>(codes[pair], n), g.first_atom), atoms, position,
+                                 code_points + i * kWinogradChannels, stride);
+    }
+    phases.next(0);
+    for (int point = 0; point < kernels.points; ++point)
+      kernels.accumulate(code_points + point * stride, image_points + point * stride, count, atoms, channels,
+                         sums + point * kSums);
+    phases.next(1);
+  }
+};
+
+// gradient (K, M, 3, 3), contiguous: += scale times the gradient of sum_i <A' images_i, codes_i> in the dictionary.
+// seconds: (threads, 3), float64, += the time in transforms of tiles, products, and the rest.
+void winograd_gradient(std::vector<Tensor> images, std::vector<Tensor> codes, int64_t side, int64_t top, int64_t left,
+                       double scale, std::optional<Tensor> seconds, Tensor gradient) {
+  with_kernels(gradient, side, [&]<typename Real>(const WinogradKernels<Real>& kernels) {
+    Correlation<Real>{kernels,
+                      winograd_shape(kernels, images[0], codes[0], top, left),
+                      images,
+                      codes,
+                      static_cast<Real>(scale),
+                      gradient,
+                      seconds}
+        .run();
+  });
+}
+
+}  // namespace
+}  // namespace csc
+
+STABLE_TORCH_LIBRARY_IMPL(csc_native, CPU, m) { m.impl("winograd_gradient", TORCH_BOX(&csc::winograd_gradient)); }

@@ -1,0 +1,280 @@
+"""Wide layers by every path forced: direct convolutions, and Winograd's with tiles of 2 x 2 and of 4 x 4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import (
+    BACKENDS,
+    CASES,
+    Problem,
+    assert_error,
+    assert_gradients,
+    examples,
+    random_problem,
+    ways,
+)
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from test_golden import OUTPUTS, error, load, solve
+from torch import Tensor
+
+import csc_kernels as csc
+from csc_kernels import native
+from csc_kernels.native import paths
+
+pytestmark = pytest.mark.skipif("native" not in BACKENDS, reason="the native backend is not there")
+
+# F(4x4, 3x3) is asked for by torch.set_float32_matmul_precision("high"); its errors are then at most
+# this many times the largest of PyTorch's own: docs/performance.md states it.
+HIGH = 16.0
+ALLOWED = {"direct": 2.0, "f2": 2.0, "f4": HIGH}
+each_path = pytest.mark.parametrize("path", paths.PATHS)
+tiled = pytest.mark.parametrize("path", ("f2", "f4"))
+ISAS = native.build_info()["isa_available"] if "native" in BACKENDS else []
+
+
+@contextmanager
+def forced(path: str) -> Iterator[None]:
+    with csc.use_backend("native"), native.use_path(path):
+        yield
+
+
+def by_path(path: str) -> Callable[[Problem], Tensor]:
+    """csc.fista by one path, forward and backward."""
+
+    def compute(problem: Problem) -> Tensor:
+        with forced(path):
+            return problem.solve()
+
+    return compute
+
+
+@st.composite
+def tile_problems(draw: st.DrawFn) -> dict:
+    """Layers of 3x3 atoms and stride 1 that have whole and broken tiles and vectors."""
+    padding = draw(st.sampled_from((0, 1, 2, (0, 1), (2, 1), 3, (1, 4), "same")))
+    smallest = 3 if padding == 0 or isinstance(padding, tuple) else 1
+    return {
+        "batch": draw(st.integers(0, 3)),
+        "channels": draw(st.integers(5, 70)),
+        "atoms": draw(st.integers(1, 70)),
+        "size": draw(st.tuples(st.integers(smallest, 13), st.integers(smallest, 13))),
+        "padding": padding,
+        "n_iter": draw(st.integers(1, 3)),
+        "nonneg": draw(st.booleans()),
+        "momentum": draw(st.sampled_from(("fista", "none", "sdnet"))),
+        "z0": draw(st.booleans()),
+        "mask": draw(st.sampled_from((None, "bool", "channel"))),
+        "lmbda": draw(st.sampled_from((0.1, "atom", "sample", "full"))),
+        "mu": draw(st.sampled_from((0.0, 0.1))),
+        "seed": draw(st.integers(0, 1000)),
+    }
+
+
+@each_path
+@examples(80)
+@given(options=tile_problems())
+def test_any_solve_obeys_the_rule(path: str, options: dict) -> None:
+    problem = random_problem(dtype=torch.float32, **options)
+    peers, oracle = ways(Problem.plain, problem), problem.to(torch.float64).plain()
+    assert_error(by_path(path)(problem), peers, oracle, times=ALLOWED[path])
+
+
+@each_path
+@examples(60)
+@given(options=tile_problems())
+def test_any_gradient_obeys_the_rule(path: str, options: dict) -> None:
+    problem = random_problem(dtype=torch.float32, **options)
+    assume(problem.margin() > (1e-5 if path == "f4" else 2e-6))
+    with forced(path):
+        assert_gradients(Problem.solve, Problem.plain, problem, times=ALLOWED[path])
+
+
+@tiled
+@pytest.mark.parametrize("case", [name for name in CASES if "wide" in name])
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_obeys_the_rule(isa: str, case: str, path: str) -> None:
+    with native.use_isa(isa), forced(path):
+        problem = random_problem(dtype=torch.float32, margin=1e-5, **CASES[case])
+        peers, oracle = ways(Problem.plain, problem), problem.to(torch.float64).plain()
+        assert_error(problem.solve(), peers, oracle, times=ALLOWED[path])
+        assert_gradients(Problem.solve, Problem.plain, problem, times=ALLOWED[path])
+
+
+@each_path
+def test_equals_the_published_layer(golden_file: Path, path: str) -> None:
+    """In float32, on the files of the published layer."""
+    golden = load(golden_file)
+    with native.use_path(path):
+        found = solve(golden, torch.float32)
+    with csc.use_backend("reference"):
+        plain = solve(golden, torch.float32)
+    for name in OUTPUTS:
+        floor = 4 * torch.finfo(torch.float32).eps * golden[name].abs().max().item()
+        limit = ALLOWED[path] * (error(plain[name], golden[name]) + floor)
+        assert error(found[name], golden[name]) <= limit, name
+
+
+@tiled
+def test_in_float64_a_wide_published_layer_is_equalled_to_ten_digits(path: str) -> None:
+    """The same templates, so that what they do is told from how they round."""
+    problem = random_problem(channels=19, atoms=21, size=(7, 10), padding=1, z0=True, n_iter=3, margin=1e-6)
+    with forced(path):
+        torch.testing.assert_close(problem.solve(), problem.plain(), rtol=1e-10, atol=1e-12)
+
+
+@tiled
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("options", ({}, {"nonneg": False, "mask": "bool", "padding": 2}, {"momentum": "sdnet"}))
+def test_gradients_of_the_templates_pass_gradcheck_in_float64(isa: str, path: str, options: dict) -> None:
+    options = {"padding": 1, "z0": True, "n_iter": 3, "lmbda": "atom"} | options
+    problem = random_problem(channels=6, atoms=5, size=(5, 6), batch=1, margin=1e-5, **options)
+    problem.step_size = float(problem.step_size)
+    leaves = problem.leaves()
+
+    def function(*tensors: Tensor) -> Tensor:
+        return Problem(**(vars(leaves) | dict(zip(leaves.tensors, tensors)))).solve()
+
+    with native.use_isa(isa), forced(path):
+        assert torch.autograd.gradcheck(function, tuple(leaves.tensors.values()), fast_mode=True)
+
+
+@tiled
+@pytest.mark.parametrize("side", (3, 8, 17, 64))
+def test_every_entry_of_a_small_solve_is_right_for_each_tap_and_pixel(path: str, side: int) -> None:
+    """One tap and one pixel at a time: a wrong entry of a matrix has nothing to hide behind."""
+    x = torch.zeros(9, side, 6, 7, dtype=torch.float64)
+    for i in range(9):
+        x[i, i % side, (2 * i) % 6, (3 * i) % 7] = 1
+    for tap in range(9):
+        dictionary = torch.zeros(side + 1, side, 3, 3, dtype=torch.float64)
+        dictionary.flatten(2)[:, :, tap] = torch.randn(side + 1, side, dtype=torch.float64)
+        problem = Problem(x, dictionary, lmbda=0.0, step_size=0.01, nonneg=False, padding=1)
+        if side <= 4:
+            dictionary = dictionary.repeat(1, 3, 1, 1)
+            problem = Problem(x.repeat(1, 3, 1, 1), dictionary, lmbda=0.0, step_size=0.01, nonneg=False, padding=1)
+        with forced(path):
+            torch.testing.assert_close(problem.solve(), problem.plain(), rtol=1e-11, atol=1e-13)
+
+
+@tiled
+@pytest.mark.parametrize("threads", (1, 2, 3, 7))
+@pytest.mark.parametrize("shape", ((5, 5), (64, 64), (70, 130), (130, 70)), ids=str)
+def test_the_same_bits_at_any_fixed_number_of_threads(path: str, threads: int, shape: tuple[int, int]) -> None:
+    options = {"channels": shape[0], "atoms": shape[1], "size": (9, 6), "padding": 1, "batch": 5}
+    problem = random_problem(dtype=torch.float32, **options)
+    problem.step_size = float(problem.step_size)
+    torch.set_num_threads(threads)
+
+    def everything() -> tuple[Tensor, ...]:
+        leaves = problem.leaves()
+        with forced(path):
+            z = leaves.solve()
+            grads = torch.autograd.grad(z.square().sum(), (leaves.x, leaves.dictionary))
+        return z.detach(), *grads
+
+    first = everything()
+    assert all(torch.equal(a, b) for a, b in zip(first, everything()))
+    oracle = problem.to(torch.float64).plain()
+    assert_error(first[0], ways(Problem.plain, problem), oracle, times=ALLOWED[path])
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf), ids=str)
+@pytest.mark.parametrize("path, reach", (("direct", 1), ("f2", 2), ("f4", 4)))
+def test_what_is_not_finite_spreads_no_further_than_a_tile_at_each_convolution(
+    path: str, reach: int, value: float
+) -> None:
+    for spot in ((0, 0), (7, 8), (16, 17)):
+        problem = random_problem(dtype=torch.float32, channels=16, atoms=16, size=(17, 18), padding=1)
+        problem.x[0, 3, spot[0], spot[1]] = value
+        struck = ~by_path(path)(problem).isfinite()
+        assert not (~problem.plain().isfinite() & ~struck).any()
+        assert not struck[1].any()
+        rows, columns = torch.meshgrid(torch.arange(17), torch.arange(18), indexing="ij")
+        far = ((rows - spot[0]).abs() > 3 * reach) | ((columns - spot[1]).abs() > 3 * reach)
+        assert not (struck & far).any()
+
+
+# The choice.
+
+
+@pytest.fixture
+def precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+SHAPES = [
+    (atoms, channels, batch, size)
+    for atoms, channels in ((8, 8), (64, 64), (40, 24), (512, 512))
+    for batch in (0, 1, 64)
+    for size in ((1, 1), (4, 5), (32, 32))
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_tiles_of_four_are_for_those_who_allow_them(precision: None, shape: tuple) -> None:
+    atoms, channels, batch, size = shape
+    dictionary = torch.empty(atoms, channels, 3, 3)
+    for gradient in (False, True):
+        torch.set_float32_matmul_precision("highest")
+        assert paths.choose_path(dictionary, (1, 1), batch, size, gradient) in ("direct", "f2")
+        chosen = {}
+        for allowed in ("high", "medium"):
+            torch.set_float32_matmul_precision(allowed)
+            chosen[allowed] = paths.choose_path(dictionary, (1, 1), batch, size, gradient)
+        assert chosen["high"] == chosen["medium"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    (
+        lambda d: (d.double(), (1, 1)),
+        lambda d: (d.bfloat16(), (1, 1)),
+        lambda d: (d, (2, 1)),
+        lambda d: (d[..., :2], (1, 1)),
+    ),
+    ids=("float64", "bfloat16", "stride", "kernel"),
+)
+def test_what_tiles_do_not_fit_is_computed_directly(precision: None, change: Callable) -> None:
+    torch.set_float32_matmul_precision("high")
+    dictionary, stride = change(torch.empty(64, 64, 3, 3))
+    assert paths.choose_path(dictionary, stride, 64, (32, 32)) == "direct"
+
+
+def test_wide_layers_of_networks_take_tiles(precision: None) -> None:
+    for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4)):
+        dictionary = torch.empty(channels, channels, 3, 3)
+        for gradient in (False, True):
+            torch.set_float32_matmul_precision("highest")
+            assert paths.choose_path(dictionary, (1, 1), 64, (size, size), gradient) == "f2"
+            torch.set_float32_matmul_precision("high")
+            assert paths.choose_path(dictionary, (1, 1), 64, (size, size), gradient) == "f4"
+
+
+def test_the_precision_that_torch_was_asked_for_reaches_the_layer(precision: None) -> None:
+    problem = random_problem(dtype=torch.float32, channels=64, atoms=64, size=(16, 16), padding=1)
+    default = problem.solve()
+    torch.set_float32_matmul_precision("high")
+    high = problem.solve()
+    assert not torch.equal(default, high)
+    assert torch.equal(high, by_path("f4")(problem))
+
+
+def test_an_unknown_path_is_named() -> None:
+    with pytest.raises(ValueError, match="f2.*'fft'"), native.use_path("fft"):
+        pass
+
+
+def test_force_ends_with_the_context() -> None:
+    problem = random_problem(channels=6, padding=1)
+    with native.use_path("f2"):
+        pass
+    with csc.use_backend("native"), pytest.raises(RuntimeError, match="float64"):
+        problem.solve()
