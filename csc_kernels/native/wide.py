@@ -14,6 +14,7 @@ All run in channels_last, the layout that these convolutions read without a copy
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -327,7 +328,7 @@ class Backward:
 
     def gradients(self, dictionary: Tensor) -> tuple[Tensor | None, ...]:
         """In x, dictionary, lmbda, mu and the step size; empty where not needed."""
-        grads: list[Tensor | None] = [self.grad_x, None, None, None, None]
+        grads: list[Any] = [self.grad_x, None, None, None, None]
         if self.needs[1]:
             grads[1] = self.t * self.grad_dictionary
         if any(self.needs[2:4]):
