@@ -1,31 +1,37 @@
-"""What every public function asks of its arguments, before any memory is touched.
+"""What every function and every op asks of its arguments, before any memory is touched.
 
-The checks read types, shapes and Python numbers only, so that they cost microseconds and leave no trace in
-a compiled graph. The values inside tensors are looked at by `check_values`, inside the ops.
+`check_problem` to `check_values` are what the ops ask, called inside them, so that no call gets past them: of
+shapes also when a graph is made, of values when it runs. The others are about Python's values, before an op.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Union
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .geometry import Pads, code_size, normalize_padding, normalize_stride
+from .changes import unwrapped
+from .geometry import code_size
 
 MOMENTA = ("fista", "none", "sdnet")
-Number = Union[float, int]
+MOST_STEPS = 2**31 - 1
 
 
 def shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
-def check_tensor(name: str, value: object, dims: tuple[int, ...]) -> None:
-    """A dense floating point tensor with one of the numbers of dimensions `dims`."""
+def check_is_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_tensor(name: str, value: Any, dims: tuple[int, ...]) -> None:
+    """A dense floating point tensor with one of the numbers of dimensions `dims`."""
+    check_is_tensor(name, value)
     if not value.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating point tensor, got {value.dtype}")
     if value.layout is not torch.strided:
@@ -35,61 +41,68 @@ def check_tensor(name: str, value: object, dims: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have {wanted} dimensions, got shape {shape(value)}")
 
 
-def check_same_kind(name: str, value: Tensor, x: Tensor) -> None:
-    """Device and dtype of x; under autocast the dtype is autocast's business."""
-    if value.device != x.device:
-        raise ValueError(f"{name} is on {value.device}, x is on {x.device}")
-    if value.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(f"{name} is {value.dtype}, x is {x.dtype}: they must be the same")
+def check_int(name: str, value: Any, largest: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if not 1 <= value <= largest:
+        bound = "at least 1" if value < 1 else f"at most {largest}"
+        raise ValueError(f"{name} must be {bound}, got {value}")
 
 
-def check_n_iter(n_iter: object) -> None:
-    if not isinstance(n_iter, int) or isinstance(n_iter, bool):
-        raise TypeError(f"n_iter must be an int, got {n_iter!r}")
-    if n_iter < 1:
-        raise ValueError(f"n_iter must be at least 1, got {n_iter}")
+def check_n_iter(n_iter: Any) -> None:
+    check_int("n_iter", n_iter, MOST_STEPS)
 
 
-def check_momentum(momentum: object) -> None:
+def check_momentum(momentum: Any) -> None:
     if momentum not in MOMENTA:
         raise ValueError(f"momentum must be one of {MOMENTA}, got {momentum!r}")
 
 
-def check_number(name: str, value: object, positive: bool) -> None:
+def check_nonneg(nonneg: Any) -> None:
+    if not isinstance(nonneg, bool):
+        raise TypeError(f"nonneg must be a bool, got {nonneg!r}")
+
+
+def check_number(name: str, value: Any, positive: bool = False) -> None:
     """A finite number >= 0, or > 0 when `positive`."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
     if torch.compiler.is_compiling():
         return  # The number may be symbolic; `check_values` sees it when the graph runs.
-    lowest = "greater than 0" if positive else "at least 0"
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        raise ValueError(f"{name} must be finite and {lowest}, got {value}")
+        raise ValueError(f"{name} must be finite and {_lowest(positive)}, got {value}")
 
 
-def parameter(name: str, value: object, x: Tensor, code: tuple[int, ...], positive: bool) -> Tensor:
+def _lowest(positive: bool) -> str:
+    return "greater than 0" if positive else "at least 0"
+
+
+def parameter(name: str, value: Any, positive: bool = False) -> Tensor:
     """lmbda, mu or step_size as a tensor of float32 at least, so that no product of two is rounded to bfloat16.
 
     Numbers become float64 scalars.
     """
     if not isinstance(value, Tensor):
         check_number(name, value, positive)
-        return torch.full((), value, dtype=torch.float64)
+        return torch.full((), value, dtype=torch.float64, device="cpu")
+    if value.dtype is torch.float32 or value.dtype is torch.float64:
+        return value
+    check_floating(name, value)
+    return value.float()
+
+
+def check_floating(name: str, value: Tensor) -> None:
     if not value.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating point tensor, got {value.dtype}")
-    if value.device != x.device and not (value.dim() == 0 and value.device.type == "cpu"):
-        raise ValueError(f"{name} is on {value.device}, x is on {x.device}")
-    if not broadcasts(shape(value), code):
-        raise ValueError(f"{name} of shape {shape(value)} does not broadcast against the code {code}")
-    return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
 
-def step_size_parameter(value: object, x: Tensor) -> Tensor:
+def step_size_parameter(value: Any) -> Tensor:
     """step_size as a tensor with one element."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"step_size must have one element, got shape {shape(value)}")
         value = value.reshape(())
-    return parameter("step_size", value, x, (), positive=True)
+    return parameter("step_size", value, positive=True)
 
 
 def broadcasts(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
@@ -99,75 +112,113 @@ def broadcasts(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
     return all(s == 1 or s == t for s, t in zip(small[::-1], large[::-1]))
 
 
-def check_mask(mask: object, x: Tensor) -> None:
-    """A bool tensor or one of x's dtype that broadcasts against x."""
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}")
+def check_same_kind(name: str, value: Tensor, x: Tensor, autocast: bool = False, than: str = "x") -> None:
+    """Device and dtype of x; `autocast`: or a dtype that autocast will make x's."""
+    if value.device != x.device:
+        raise ValueError(f"{name} is on {value.device}, {than} is on {x.device}")
+    if value.dtype == x.dtype:
+        return
+    # Autocast leaves float64 as it is.
+    cast = autocast and torch.is_autocast_enabled(x.device.type) and torch.float64 not in (value.dtype, x.dtype)
+    if not cast:
+        raise TypeError(f"{name} is {value.dtype}, {than} is {x.dtype}: they must be the same")
+
+
+def check_dictionary(dictionary: Any) -> None:
+    check_tensor("dictionary", dictionary, (4,))
+    if 0 in dictionary.shape:
+        raise ValueError(f"dictionary must not be empty, got shape {shape(dictionary)}")
+
+
+def check_geometry(stride: Sequence[int], pads: Sequence[int]) -> None:
+    if len(stride) != 2 or min(stride) < 1:
+        raise ValueError(f"stride must be a pair of ints of at least 1, got {tuple(stride)}")
+    if len(pads) != 4 or min(pads) < 0:
+        raise ValueError(f"pads must be four ints of at least 0, got {tuple(pads)}")
+
+
+def check_problem(
+    x: Tensor, dictionary: Tensor, stride: Sequence[int], pads: Sequence[int], autocast: bool = False
+) -> tuple[int, ...]:
+    """x (N, M, H, W) and the dictionary fit; returns the shape of the code."""
+    check_tensor("x", x, (4,))
+    check_dictionary(dictionary)
+    check_same_kind("dictionary", dictionary, x, autocast)
+    atoms, channels, *kernel = dictionary.shape
+    batch, images, *size = x.shape
+    if images != channels:
+        raise ValueError(
+            f"dictionary has {channels} input channels, x has {images}: "
+            f"dictionary {shape(dictionary)}, x {shape(x)}"
+        )
+    check_geometry(stride, pads)
+    rows, columns = code_size(size, kernel, stride, pads)
+    if rows < 1 or columns < 1:
+        raise ValueError(
+            f"kernel {tuple(kernel)} is larger than the padded input: x {shape(x)}, padding {tuple(pads)}"
+        )
+    return batch, atoms, rows, columns
+
+
+def check_code(name: str, z: Tensor, x: Tensor, code: tuple[int, ...], autocast: bool = False) -> None:
+    """z is a code of x, or what has the shape of one."""
+    check_tensor(name, z, (4,))
+    check_same_kind(name, z, x, autocast)
+    if shape(z) != code:
+        raise ValueError(f"{name} has shape {shape(z)}, the code of x {shape(x)} has {code}")
+
+
+def check_same(name: str, value: Tensor, like: Tensor) -> None:
+    """Shape, dtype and device of another tensor."""
+    check_same_kind(name, value, like)
+    if value.shape != like.shape:
+        raise ValueError(f"{name} must have shape {shape(like)}, got {shape(value)}")
+
+
+def check_mask(mask: Tensor | None, x: Tensor, autocast: bool = False) -> None:
+    """None, or a bool tensor or one of x's dtype that broadcasts against x."""
+    if mask is None:
+        return
     if mask.dtype is torch.bool:
         if mask.device != x.device:
             raise ValueError(f"mask is on {mask.device}, x is on {x.device}")
     else:
         if not mask.dtype.is_floating_point:
             raise TypeError(f"mask must be bool or floating point, got {mask.dtype}")
-        check_same_kind("mask", mask, x)
+        check_same_kind("mask", mask, x, autocast)
     if not broadcasts(shape(mask), shape(x)):
         raise ValueError(f"mask of shape {shape(mask)} does not broadcast against x {shape(x)}")
 
 
-def check_dictionary(dictionary: object) -> None:
-    check_tensor("dictionary", dictionary, (4,))
-    if 0 in dictionary.shape:
-        raise ValueError(f"dictionary must not be empty, got shape {shape(dictionary)}")
-
-
-def check_problem(
-    x: object, dictionary: object, stride: object, padding: object
-) -> tuple[tuple[int, int], Pads, tuple[int, ...]]:
-    """x and the dictionary fit; returns the stride, the pads and the shape of the code."""
-    check_tensor("x", x, (3, 4))
-    check_dictionary(dictionary)
-    check_same_kind("dictionary", dictionary, x)
-    if x.shape[-3] != dictionary.shape[1]:
-        raise ValueError(
-            f"dictionary has {dictionary.shape[1]} input channels, x has {x.shape[-3]}: "
-            f"dictionary {shape(dictionary)}, x {shape(x)}"
-        )
-    kernel = (dictionary.shape[2], dictionary.shape[3])
-    stride = normalize_stride(stride)
-    pads = normalize_padding(padding, kernel, stride)
-    size = code_size(x.shape[-2:], kernel, stride, pads)
-    if min(size) < 1:
-        raise ValueError(f"kernel {kernel} is larger than the padded input: x {shape(x)}, padding {tuple(pads)}")
-    return stride, pads, (*shape(x)[:-3], dictionary.shape[0], *size)
-
-
-def check_code(name: str, z: object, x: Tensor, code: tuple[int, ...]) -> None:
-    """z is a code of x."""
-    check_tensor(name, z, (len(code),))
-    check_same_kind(name, z, x)
-    if shape(z) != code:
-        raise ValueError(f"{name} has shape {shape(z)}, the code of x {shape(x)} has {code}")
+def check_parameters(lmbda: Tensor, mu: Tensor, step_size: Tensor, x: Tensor, code: tuple[int, ...]) -> None:
+    """lmbda and mu broadcast against the code, the step size is one number; scalars may stay on the CPU."""
+    for name, value, against in (("lmbda", lmbda, code), ("mu", mu, code), ("step_size", step_size, ())):
+        check_floating(name, value)
+        if value.dim() == 0 and value.is_cpu:
+            continue
+        if value.device != x.device:
+            raise ValueError(f"{name} is on {value.device}, x is on {x.device}")
+        if not broadcasts(shape(value), against):
+            raise ValueError(f"{name} of shape {shape(value)} does not broadcast against {against}")
 
 
 def check_values(lmbda: Tensor, mu: Tensor, step_size: Tensor) -> None:
     """Values inside CPU tensors; a GPU's are not read, which would stall its stream."""
-    for name, value, positive in (
-        ("lmbda", lmbda, False),
-        ("mu", mu, False),
-        ("step_size", step_size, True),
-    ):
-        if value.device.type != "cpu" or value.numel() == 0:
-            continue
-        # NaN compares false with everything, so the test is on what is allowed.
+    check_value("lmbda", lmbda)
+    check_value("mu", mu)
+    check_value("step_size", step_size, positive=True)
+
+
+def check_value(name: str, value: Tensor, positive: bool = False) -> None:
+    value = unwrapped(value)
+    if not value.is_cpu or value.numel() == 0:
+        return
+    if value.dim() == 0:
+        smallest = largest = value.item()
+    else:
         smallest, largest = (t.item() for t in torch.aminmax(value.detach()))
-        allowed = 0 < smallest if positive else 0 <= smallest
-        if not (allowed and largest < math.inf):
-            lowest = "greater than 0" if positive else "at least 0"
-            raise ValueError(f"{name} must be finite and {lowest}, got values from {smallest} to {largest}")
-
-
-def with_batch(tensor: Tensor | None, dims: int) -> Tensor | None:
-    """A tensor of an unbatched problem as one of a batch of 1."""
-    if tensor is None or tensor.dim() == 0 or dims == 4:
-        return tensor
-    return tensor.unsqueeze(0)
+    # NaN compares false with everything, so the test is on what is allowed.
+    allowed = 0 < smallest if positive else 0 <= smallest
+    if not (allowed and largest < math.inf):
+        values = f"{smallest}" if value.dim() == 0 else f"values from {smallest} to {largest}"
+        raise ValueError(f"{name} must be finite and {_lowest(positive)}, got {values}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Any, Union
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import checks, ops, reference
-from .geometry import Padding, Stride, step_weights
+from .geometry import Padding, Pads, Stride, normalize_padding, normalize_stride, step_weights
 from .lipschitz import lipschitz
 
 Parameter = Union[float, Tensor]
@@ -48,14 +49,12 @@ def residual(
     >>> residual(x, torch.zeros(1, 4, 8, 8), d, padding=1).equal(x)
     True
     """
-    stride, pads, code = checks.check_problem(x, dictionary, stride, padding)
-    checks.check_code("z", z, x, code)
-    if mask is not None:
-        checks.check_mask(mask, x)
-    dims = x.dim()
-    x, z, mask = (checks.with_batch(t, dims) for t in (x, z, mask))
-    compute = reference.residual if _in_func_transform() else ops.residual
-    r = compute(x, z, dictionary, stride, pads, mask)
+    stride, pads = _geometry(x, dictionary, stride, padding, mask)
+    dims, plain = x.dim(), in_transform()
+    arguments = _batched("x", x, dims), _batched("z", z, dims), dictionary, stride, pads, mask
+    if plain or torch.compiler.is_compiling():
+        ops.check_residual(*arguments, autocast=True)
+    r = reference.residual(*arguments) if plain else ops.residual(*arguments)
     return r if dims == 4 else r.squeeze(0)
 
 
@@ -96,30 +95,22 @@ def fista_step(
     >>> tuple(z.shape)
     (1, 4, 6, 6)
     """
-    original_stride = stride
-    stride, pads, code = checks.check_problem(x, dictionary, stride, padding)
+    stride, pads = _geometry(x, dictionary, stride, padding, mask)
     checks.check_momentum(momentum)
-    checks.check_number("beta", beta, positive=False)
-    checks.check_code("z", z, x, code)
+    checks.check_nonneg(nonneg)
+    checks.check_number("beta", beta)
     if momentum == "none" and (y is not None or beta != 0):
         raise ValueError('momentum="none" takes neither y nor beta')
-    if y is not None:
-        checks.check_code("y", y, x, code)
-    if mask is not None:
-        checks.check_mask(mask, x)
-    lmbda = checks.parameter("lmbda", lmbda, x, code, positive=False)
-    mu = checks.parameter("mu", mu, x, code, positive=False)
-    if step_size is None:
-        step_size = default_step_size(dictionary, original_stride, padding)
-    step_size = checks.step_size_parameter(step_size, x)
-
-    dims = x.dim()
-    x, z, y, mask, lmbda, mu = (checks.with_batch(t, dims) for t in (x, z, y, mask, lmbda, mu))
-    compute = reference.fista_step if _in_func_transform() else ops.fista_step
-    z_next, y_next = compute(
-        x, z, z if y is None else y, dictionary, lmbda, mu, step_size, beta or None, stride, pads,
-        nonneg, momentum == "sdnet", mask,
-    )  # fmt: skip
+    dims, plain = x.dim(), in_transform()
+    z = _batched("z", z, dims)
+    y = z if y is None else _batched("y", y, dims)
+    tensors = _batched("x", x, dims), z, y, dictionary, *_parameters(lmbda, mu, step_size, dictionary, stride)
+    if plain or torch.compiler.is_compiling():
+        ops.check_fista_step(*tensors, stride, pads, mask, autocast=True)
+    if plain:
+        checks.check_values(*tensors[4:])
+    compute = reference.fista_step if plain else ops.fista_step
+    z_next, y_next = compute(*tensors, beta or None, stride, pads, nonneg, momentum == "sdnet", mask)
     if beta == 0:
         y_next = z_next
     if dims == 3:
@@ -185,50 +176,86 @@ def fista(
     >>> tuple(z.shape), bool((z >= 0).all())
     ((2, 64, 32, 32), True)
     """
-    original_stride = stride
-    stride, pads, code = checks.check_problem(x, dictionary, stride, padding)
+    stride, pads = _geometry(x, dictionary, stride, padding, mask)
     checks.check_n_iter(n_iter)
     checks.check_momentum(momentum)
-    if z0 is not None:
-        checks.check_code("z0", z0, x, code)
-    if mask is not None:
-        checks.check_mask(mask, x)
-    lmbda = checks.parameter("lmbda", lmbda, x, code, positive=False)
-    mu = checks.parameter("mu", mu, x, code, positive=False)
-    if step_size is None:
-        step_size = default_step_size(dictionary, original_stride, padding)
-    step_size = checks.step_size_parameter(step_size, x)
-
-    dims = x.dim()
-    x, z0, mask, lmbda, mu = (checks.with_batch(t, dims) for t in (x, z0, mask, lmbda, mu))
-    solve = _fista_op if square_noise else _fista_unsquared
-    z = solve(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum)
+    checks.check_nonneg(nonneg)
+    dims, plain, compiling = x.dim(), in_transform(), torch.compiler.is_compiling()
+    z0 = None if z0 is None else _batched("z0", z0, dims)
+    parameters = _parameters(lmbda, mu, step_size, dictionary, stride)
+    tensors = (_batched("x", x, dims), dictionary, *parameters, z0, mask)
+    options = (n_iter, stride, pads, nonneg, momentum)
+    # The op asks the same, but only of what reaches it, and where the compiler cannot show its answer.
+    if plain or compiling or not square_noise:
+        ops.check_fista(*tensors, n_iter, stride, pads, momentum, autocast=True)
+        if not compiling:
+            checks.check_values(*parameters)
+    if not square_noise:
+        z = _fista_unsquared(*tensors, *options)
+    elif plain:
+        z = reference.fista(*tensors, *options)[0][-1]
+    else:
+        training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        z = ops.fista(*tensors, *options, training and dictionary.shape[1] > STEM_CHANNELS)[0]
     return z if dims == 4 else z.squeeze(0)
 
 
-def _in_func_transform() -> bool:
-    """Inside torch.func (grad, vmap, jvp), which needs plain PyTorch: ops keep one level of autograd."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+def in_transform() -> bool:
+    """Inside torch.func or forward-mode differentiation, which need plain PyTorch: ops know one reverse mode."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-def _fista_op(x, dictionary, lmbda, mu, step_size, z0, mask, *options) -> Tensor:
-    inputs = (x, dictionary, lmbda, mu, step_size, z0, mask)
-    if _in_func_transform():
-        return reference.fista(*inputs, *options)[0][-1]
-    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    keep = training and dictionary.shape[1] > STEM_CHANNELS
-    return ops.fista(*inputs, *options, keep)[0]
+def _geometry(x: Any, dictionary: Any, stride: Stride, padding: Padding, mask: Any) -> tuple[tuple[int, int], Pads]:
+    """The stride and the four pads, once the tensors are known to be tensors."""
+    checks.check_tensor("x", x, (3, 4))
+    checks.check_dictionary(dictionary)
+    if mask is not None:
+        checks.check_is_tensor("mask", mask)
+    stride = normalize_stride(stride)
+    return stride, normalize_padding(padding, dictionary.shape[2:], stride)
+
+
+def _batched(name: str, tensor: Any, dims: int) -> Tensor:
+    """A tensor of an unbatched problem as one of a batch of 1."""
+    checks.check_tensor(name, tensor, (dims,))
+    return tensor if dims == 4 else tensor.unsqueeze(0)
+
+
+def _parameters(
+    lmbda: Parameter, mu: Parameter, step_size: Parameter | None, dictionary: Tensor, stride: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    if step_size is None:
+        step_size = default_step_size(dictionary, stride)
+    return (
+        checks.parameter("lmbda", lmbda),
+        checks.parameter("mu", mu),
+        checks.step_size_parameter(step_size),
+    )
 
 
 def _fista_unsquared(
-    x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum
+    x: Tensor,
+    dictionary: Tensor,
+    lmbda: Tensor,
+    mu: Tensor,
+    step_size: Tensor,
+    z0: Tensor | None,
+    mask: Tensor | None,
+    n_iter: int,
+    stride: tuple[int, int],
+    pads: Pads,
+    nonneg: bool,
+    momentum: str,
 ) -> Tensor:
     """The solve whose residual is divided by twice its norm, composed of the op `residual`.
 
     The step from zero takes x as it is, as the published layer does.
     """
-    residual_op = reference.residual if _in_func_transform() else ops.residual
-    z = y = z0
+    residual_op = reference.residual if in_transform() else ops.residual
+    z: Any = z0
+    y: Any = z0
     for beta in step_weights(n_iter, momentum):
         point = z if momentum == "sdnet" else y
         if point is None:
@@ -244,7 +271,11 @@ def _fista_unsquared(
     return z
 
 
-def default_step_size(dictionary: Tensor, stride: Stride, padding: Padding) -> Tensor:
+def default_step_size(dictionary: Tensor, stride: Stride) -> Tensor:
     """A step size that never diverges: 1 / an upper bound of ||A||^2, as a constant."""
-    with torch.no_grad():
-        return 1 / lipschitz(dictionary, stride=stride, padding=padding, method="bound")
+    return finite_step(1 / lipschitz(dictionary, stride=stride, method="bound"))
+
+
+def finite_step(step_size: Tensor) -> Tensor:
+    """1 in place of infinity, for a dictionary of zeros, and of NaN, which the code shows by itself."""
+    return torch.where(torch.isfinite(step_size), step_size, 1)

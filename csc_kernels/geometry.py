@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Union
+from typing import Any, NamedTuple, Union
+
+import torch
 
 Padding = Union[int, Sequence[int], str]
 Stride = Union[int, Sequence[int]]
@@ -23,10 +25,10 @@ class Pads(NamedTuple):
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
-def _pair(name: str, value: object, minimum: int) -> tuple[int, int]:
+def _pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     pair = (value, value) if _is_int(value) else value
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(_is_int, pair)):
         raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
@@ -45,7 +47,12 @@ def normalize_stride(stride: Stride) -> tuple[int, int]:
     return _pair("stride", stride, 1)
 
 
-def normalize_padding(padding: Padding, kernel: tuple[int, int], stride: tuple[int, int]) -> Pads:
+def normalize_size(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of an image, each at least 1."""
+    return _pair(name, size, 1)
+
+
+def normalize_padding(padding: Padding, kernel: Sequence[int], stride: tuple[int, int]) -> Pads:
     """padding as four sides.
 
     "same" (stride 1 only) splits kernel - 1 zeros as torch.nn.Conv2d does: an even kernel has one

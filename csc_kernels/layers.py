@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .changes import Mark, freeze, mark
-from .functional import fista
+from .changes import Mark, can_be_marked, freeze, mark, unwrapped
+from .functional import finite_step, fista, in_transform
 from .geometry import (
     Padding,
     Stride,
     code_size,
     normalize_kernel_size,
     normalize_padding,
+    normalize_size,
     normalize_stride,
 )
 from .lipschitz import lipschitz
@@ -59,13 +60,23 @@ class CSCConv2d(nn.Module):
         x (N, M, H, W) or (M, H, W) -> (N, K, H', W') or (K, H', W'), any H and W at every call.
 
     The weight and the buffer `step_size` are the state. In training the step size follows the dictionary; in
-    evaluation both are fixed, and cost nothing, until the weight changes.
+    evaluation both are fixed, and cost nothing, until the weight changes. Edits without a trace, through `.data`
+    or numpy, are noticed on the CPU alone: all of them in weights of up to 10,000 numbers, and in larger ones
+    where they touch one of about as many evenly spaced samples. Elsewhere edit the weight under torch.no_grad().
+    A compiled forward follows every change of the weight, but in evaluation takes the step size as it is: call
+    eval() again after changing the weight of a layer that is compiled.
 
     >>> layer = CSCConv2d(3, 64, 3, padding=1, lmbda=0.1)
     >>> z = layer(torch.randn(2, 3, 32, 32))
     >>> tuple(z.shape), tuple(layer.reconstruct(z, (32, 32)).shape)
     ((2, 64, 32, 32), (2, 3, 32, 32))
     """
+
+    lmbda: float | Tensor
+    mu: float | Tensor
+    step_size: Tensor
+    _lmbda_number: Tensor | None
+    _mu_number: Tensor | None
 
     def __init__(
         self,
@@ -100,15 +111,13 @@ class CSCConv2d(nn.Module):
         _one_of("step", step, ("auto", "bound", "power"))
         checks.check_n_iter(n_iter)
         checks.check_momentum(momentum)
+        checks.check_nonneg(nonneg)
         for name, value in (
             ("in_channels", in_channels),
             ("out_channels", out_channels),
             ("n_dict", n_dict),
         ):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            checks.check_int(name, value, checks.MOST_STEPS)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = normalize_kernel_size(kernel_size)
@@ -149,28 +158,23 @@ class CSCConv2d(nn.Module):
             if self.step == "bound":
                 self._refresh_step(self.weight, None)
 
-    # lmbda and mu may be set at any time, to numbers, tensors (they move with the module) or parameters.
+    # lmbda and mu may be set at any time, to numbers, tensors (they move with the module) or parameters. A number
+    # is kept as a tensor too, no buffer, for the ops: a compiled graph takes it as an input.
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("lmbda", "mu"):
             super().__setattr__(name, value)
             return
-        if not isinstance(value, Tensor):
-            checks.check_number(name, value, positive=False)
-        if hasattr(self, f"_{name}"):
-            delattr(self, f"_{name}")
+        _check_penalty(name, value)
+        if hasattr(self, name):
+            delattr(self, name)
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            self.register_buffer(f"_{name}", value, persistent=False)
+            self.register_buffer(name, value, persistent=False)
         else:
-            super().__setattr__(f"_{name}", value)
-
-    @property
-    def lmbda(self) -> float | Tensor:
-        return self._lmbda
-
-    @property
-    def mu(self) -> float | Tensor:
-        return self._mu
+            super().__setattr__(name, value)
+        with torch.inference_mode(False):  # It may be used outside of it later.
+            number: Any = None if isinstance(value, Tensor) else checks.parameter(name, value)
+        super().__setattr__(f"_{name}_number", number)
 
     # The dictionary and its step size.
 
@@ -180,6 +184,10 @@ class CSCConv2d(nn.Module):
 
     def dictionary(self) -> Tensor:
         """The atoms, (K, M n_dict, kH, kW), each of unit norm."""
+        if in_transform():
+            # Nothing may be written there; the projection's value, and its gradient, which is that of the weight.
+            atoms = self._normalized()
+            return atoms if self.normalize == "sphere" else self.weight + (atoms - self.weight).detach()
         if torch.is_grad_enabled() and self.weight.requires_grad:
             if self.normalize == "sphere":
                 return self._normalized()
@@ -192,13 +200,16 @@ class CSCConv2d(nn.Module):
                 if current:
                     self._step_of = self._cached[0]
             return self.weight
-        if mark(self.weight) is None:
-            return self._normalized().detach()
-        if not _holds(self._cached[0], self.weight) or self._cached[1] is None:
-            # Not in inference mode: the cache may be used outside of it later.
-            with torch.inference_mode(False), torch.no_grad():
-                self._cached = (mark(self.weight), freeze(self._normalized()))
-        return self._cached[1]
+        if not can_be_marked(self.weight):
+            return self._normalized()
+        made, cached = self._cached
+        if cached is not None and _holds(made, self.weight):
+            return cached
+        # Not in inference mode: the cache may be used outside of it later.
+        with torch.inference_mode(False), torch.no_grad():
+            cached = freeze(self._normalized())
+            self._cached = (mark(self.weight), cached)
+        return cached
 
     @torch.no_grad()
     def _refresh_step(self, dictionary: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -206,7 +217,7 @@ class CSCConv2d(nn.Module):
         if self.step == "bound":
             step = 1 / lipschitz(dictionary, stride=self.stride, method="bound")
         else:
-            size = size or tuple(4 * k * s for k, s in zip(self.kernel_size, self.stride))
+            size = size or self._largest_size()
             step = 0.9 / lipschitz(
                 dictionary,
                 stride=self.stride,
@@ -216,6 +227,9 @@ class CSCConv2d(nn.Module):
                 max_iter=50,
                 start=self._power_start(dictionary, size),
             )
+        step = finite_step(step.to(self.step_size.dtype))
+        if in_transform():
+            return step  # Nothing may be written there.
         self.step_size.copy_(step)
         if not torch.compiler.is_compiling():
             self._step_of = mark(self.weight)
@@ -224,7 +238,7 @@ class CSCConv2d(nn.Module):
 
     def _power_start(self, dictionary: Tensor, size: tuple[int, int]) -> Tensor | None:
         """Where the power iteration starts: in evaluation afresh, so that the weight alone determines the step."""
-        if not self.training or torch.compiler.is_compiling() or mark(self.weight) is None:
+        if not self.training or in_transform() or torch.compiler.is_compiling() or not can_be_marked(self.weight):
             return None
         code = (1, self.out_channels, *code_size(size, self.kernel_size, self.stride, self._pads))
         if self._power_vector is None or self._power_vector.shape != code:
@@ -233,16 +247,21 @@ class CSCConv2d(nn.Module):
                 self._power_vector = torch.zeros(code, dtype=dtype, device=dictionary.device)
         return self._power_vector
 
+    def _largest_size(self) -> tuple[int, int]:
+        """Four kernels: that map has all but 7 % of ||A||^2, less than the step keeps clear of."""
+        (rows, columns), (down, across) = self.kernel_size, self.stride
+        return 4 * rows * down, 4 * columns * across
+
     def _step(self, dictionary: Tensor, size: tuple[int, int]) -> Tensor:
         """The step size for this forward, a tensor of its own: the buffer changes under the graph."""
         if torch.compiler.is_compiling():
             return self._refresh_step(dictionary, size) if self.training else self.step_size
-        # A map of four kernels has all but 7 % of ||A||^2, less than the step keeps clear of: no larger is needed.
-        size = tuple(min(n, 4 * k * s) for n, k, s in zip(size, self.kernel_size, self.stride))
+        rows, columns = self._largest_size()
+        size = min(size[0], rows), min(size[1], columns)
         largest = self._step_size_of
         if largest is not None:
             # ||A||^2 grows with the image: what was right for the largest so far is right for all smaller ones.
-            size = (max(size[0], largest[0]), max(size[1], largest[1]))
+            size = max(size[0], largest[0]), max(size[1], largest[1])
         if self._current() and largest in (None, size):
             return self.step_size.clone()
         return self._refresh_step(dictionary, size)
@@ -266,28 +285,37 @@ class CSCConv2d(nn.Module):
             x = torch.cat([x] * self.n_dict, dim=-3)
         dictionary = self.dictionary()
         # Raised here and not by the power iteration, which would see the sizes first.
-        checks.check_problem(x, dictionary, self.stride, self._pads)
-        step = self._step(dictionary.detach(), (x.shape[-2], x.shape[-1]))
+        size = x.shape[-2], x.shape[-1]
+        if min(code_size(size, self.kernel_size, self.stride, self._pads)) < 1:
+            raise ValueError(
+                f"kernel {self.kernel_size} is larger than the padded input: x {checks.shape(x)}, "
+                f"padding {tuple(self._pads)}"
+            )
         return fista(
             x,
             dictionary,
-            self.lmbda,
-            step,
+            self.lmbda if self._lmbda_number is None else self._lmbda_number,
+            self._step(dictionary.detach(), size),
             self.n_iter,
             stride=self.stride,
             padding=self._pads,
-            mu=self.mu,
+            mu=self.mu if self._mu_number is None else self._mu_number,
             nonneg=self.nonneg,
             momentum=self.momentum,
             square_noise=self.square_noise,
         )
 
-    def reconstruct(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def reconstruct(self, z: Tensor, size: Stride | None = None) -> Tensor:
         """The image that a code describes, A z.
 
         Args:
             z: code, (N, K, H', W') or (K, H', W').
-            size: rows and columns of the image, which a stride leaves open; the smallest when it is None.
+            size: rows and columns of the image (or one int), which a stride leaves open; the smallest when it
+                is None.
+
+        Raises:
+            TypeError: z is no floating point tensor of the layer's dtype, or size no int or pair of ints.
+            ValueError: z is no code of this layer, is on another device, or has no image of that size.
         """
         checks.check_tensor("z", z, (3, 4))
         if z.shape[-3] != self.out_channels:
@@ -297,11 +325,12 @@ class CSCConv2d(nn.Module):
             (z.shape[-2] - 1) * self.stride[0] + self.kernel_size[0] - top - bottom,
             (z.shape[-1] - 1) * self.stride[1] + self.kernel_size[1] - left - right,
         )
-        size = smallest if size is None else tuple(size)
+        size = smallest if size is None else normalize_size("size", size)
         if any(not 0 <= given - least < s for given, least, s in zip(size, smallest, self.stride)):
             raise ValueError(f"a code of shape {tuple(z.shape)} has no image of size {size}")
-        batched = checks.with_batch(z, z.dim())
-        x = synthesis(batched, self.dictionary(), self.stride, self._pads, size)
+        dictionary = self.dictionary()
+        checks.check_same_kind("z", z, dictionary, autocast=True, than="the weight")
+        x = synthesis(z if z.dim() == 4 else z.unsqueeze(0), dictionary, self.stride, self._pads, size)
         if self.n_dict > 1:
             x = x.unflatten(1, (self.n_dict, self.in_channels)).mean(1)
         return x if z.dim() == 4 else x.squeeze(0)
@@ -364,11 +393,15 @@ def set_lmbda(model: nn.Module, lmbda: float | Tensor) -> int:
     """Set lmbda of every CSCConv2d in a model, from the next forward on; returns how many there are.
 
     Raises:
-        ValueError: the model has none, or the value is negative or not finite.
+        TypeError: the model is no module, or the value no number or floating point tensor.
+        ValueError: the model has none, or the value is negative or not finite. Nothing was set then.
 
     >>> set_lmbda(nn.Sequential(CSCConv2d(3, 8, 3), nn.ReLU()), 0.3)
     1
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _check_penalty("lmbda", lmbda)
     layers = [module for module in model.modules() if isinstance(module, CSCConv2d)]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no CSCConv2d")
@@ -378,7 +411,15 @@ def set_lmbda(model: nn.Module, lmbda: float | Tensor) -> int:
 
 
 def _holds(made: Mark | None, weight: Tensor) -> bool:
-    return made is not None and mark(weight) is not None and made.holds(weight)
+    return made is not None and made.holds(unwrapped(weight))
+
+
+def _check_penalty(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        checks.check_number(name, value)
+        return
+    checks.check_floating(name, value)
+    checks.check_value(name, value)
 
 
 def _brief(value: float | Tensor) -> object:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks, ops
-from .geometry import Padding, Stride, code_size, normalize_padding, normalize_stride
+from .geometry import Padding, Stride, code_size, normalize_padding, normalize_size, normalize_stride
 
 
 @torch.no_grad()
@@ -58,32 +58,33 @@ def lipschitz(
             changed little it needs a product or two (as in spectral normalisation, Miyato et al., ICLR 2018).
 
     Returns:
-        A scalar tensor with the dictionary's dtype and device.
+        A scalar tensor with the dictionary's dtype, float32 for half precision, and its device. Of a dictionary
+        with NaN it is NaN.
+
+    Raises:
+        TypeError: the dictionary is no floating point tensor, or an argument is of the wrong type.
+        ValueError: a shape or value does not fit; the message names it.
 
     >>> d = torch.randn(8, 3, 5, 5)
     >>> exact = lipschitz(d, padding=2, input_size=(20, 20))
     >>> bool(exact <= lipschitz(d, method="bound"))
     True
     """
-    checks.check_tensor("dictionary", dictionary, (4,))
     checks.check_dictionary(dictionary)
-    kernel = (dictionary.shape[2], dictionary.shape[3])
     stride = normalize_stride(stride)
-    pads = normalize_padding(padding, kernel, stride)
+    pads = normalize_padding(padding, dictionary.shape[2:], stride)
     if method == "bound":
         return ops.lipschitz_bound(dictionary, stride)
     if method != "power":
         raise ValueError(f'method must be "power" or "bound", got {method!r}')
     if input_size is None:
         raise ValueError('method="power" needs input_size, the rows and columns of the image')
-    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    if len(size) != 2:
-        raise ValueError(f"input_size must be rows and columns, got {input_size!r}")
-    if min(code_size(size, kernel, stride, pads)) < 1:
-        raise ValueError(f"kernel {kernel} is larger than the padded input of size {size}")
+    size = normalize_size("input_size", input_size)
+    checks.check_number("tol", tol)
+    checks.check_int("max_iter", max_iter, checks.MOST_STEPS)
     if start is not None:
         checks.check_tensor("start", start, (4,))
-        code = (1, dictionary.shape[0], *code_size(size, kernel, stride, pads))
+        code = (1, dictionary.shape[0], *code_size(size, dictionary.shape[2:], stride, pads))
         if checks.shape(start) != code:
             raise ValueError(f"start has shape {checks.shape(start)}, a code of size {size} has {code}")
     value, vector = ops.lipschitz(dictionary, stride, pads, size, tol, max_iter, start)

@@ -8,10 +8,12 @@ tests hold the two together. Shapes: x (N, M, H, W), dictionary (K, M, kH, kW), 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from .geometry import step_weights
 
@@ -49,7 +51,7 @@ def correlation(x: Tensor, z: Tensor, dictionary: Tensor, stride: Sequence[int],
         x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
     if x.shape[0] == 0:
         return torch.zeros_like(dictionary)
-    return torch.nn.grad.conv2d_weight(x, dictionary.shape, z, stride=stride, padding=padding)
+    return conv2d_weight(x, dictionary.shape, z, stride=stride, padding=padding)
 
 
 def shrink(v: Tensor, threshold: Tensor, nonneg: bool) -> Tensor:
@@ -60,8 +62,8 @@ def shrink(v: Tensor, threshold: Tensor, nonneg: bool) -> Tensor:
 
 
 def prox(v: Tensor, lmbda: Tensor, mu: Tensor, step_size: Tensor, nonneg: bool) -> Tensor:
-    """Proximal map of t (lmbda ||.||_1 + mu/2 ||.||^2) for the step size t."""
-    return shrink(v, step_size * lmbda, nonneg) / (1 + step_size * mu)
+    """Proximal map of t (lmbda ||.||_1 + mu/2 ||.||^2) for the step size t; the code keeps its dtype."""
+    return (shrink(v, step_size * lmbda, nonneg) / (1 + step_size * mu)).to(v.dtype)
 
 
 def residual(
@@ -147,7 +149,7 @@ def fista(
     for beta in step_weights(n_iter, momentum):
         point = z if momentum == "sdnet" else y
         z_next, r = step(x, y, point, dictionary, lmbda, mu, step_size, stride, pads, nonneg, mask)
-        y = z_next + beta * (z_next - z) if beta else z_next
+        y = z_next if z is None or not beta else z_next + beta * (z_next - z)
         z = z_next
         codes.append(z_next)
         residuals.append(r)
@@ -245,7 +247,7 @@ def step_backward(
 
 def fista_step_backward(
     grad_z_next: Tensor,
-    grad_y_next: Tensor | None,
+    grad_y_next: Tensor,
     z_next: Tensor,
     x: Tensor,
     z: Tensor,
@@ -271,6 +273,7 @@ def fista_step_backward(
     grad_y, grad_point = step_backward(
         grad, z_next, point, x, dictionary, lmbda, mu, step_size, stride, pads, mask, sums
     )
+    assert grad_point is not None  # The point is given.
     if gradient_at_z:
         return sums, grad_z + grad_point, grad_y
     return sums, grad_z, grad_y + grad_point
@@ -294,7 +297,7 @@ def fista_backward(
     """Gradients of <grad, z_n>; the iterates are computed again. Returns the sums and dL/dz0."""
     codes, _ = fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum)
     betas = step_weights(n_iter, momentum)
-    iterates = [z0, *codes]  # z_0 (None for zero) .. z_n
+    iterates: list[Any] = [z0, *codes]  # z_0 (None for zero) .. z_n
 
     def extrapolated(k: int) -> Tensor | None:
         """y that step k + 1 starts from: z_k + beta_k (z_k - z_(k-1))."""

@@ -89,7 +89,7 @@ def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, n
 
 def _stack(out: Tensor, values: Sequence[Tensor]) -> Tensor:
     """The tensors along the batch in `out`, as many as it has room for."""
-    return torch.cat(values, out=out) if out.shape[0] else out
+    return torch.cat(tuple(values), out=out) if out.shape[0] else out
 
 
 def fista_backward(

@@ -11,6 +11,8 @@ the three convolutions:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -183,7 +185,7 @@ class Backward:
 
     def gradients(self, dictionary: Tensor) -> tuple[Tensor | None, ...]:
         """In x, dictionary, lmbda, mu and the step size; empty where not needed."""
-        grads: list[Tensor | None] = [self.grad_x, None, None, None, None]
+        grads: list[Any] = [self.grad_x, None, None, None, None]
         if self.needs[1]:
             grads[1] = self.t * self.grad_dictionary
         if any(self.needs[2:4]):

@@ -10,8 +10,18 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import choose
-from ..checks import check_values
-from ..geometry import code_size
+from ..checks import (
+    check_code,
+    check_mask,
+    check_momentum,
+    check_n_iter,
+    check_parameters,
+    check_problem,
+    check_same,
+    check_same_kind,
+    check_values,
+    shape,
+)
 from .library import (
     define,
     differentiable_backward,
@@ -20,6 +30,31 @@ from .library import (
     register_autograd,
     unused,
 )
+
+
+def check_fista(
+    x: Tensor,
+    dictionary: Tensor,
+    lmbda: Tensor,
+    mu: Tensor,
+    step_size: Tensor,
+    z0: Tensor | None,
+    mask: Tensor | None,
+    n_iter: int,
+    stride: Sequence[int],
+    pads: Sequence[int],
+    momentum: str,
+    autocast: bool = False,
+) -> tuple[int, ...]:
+    """Returns the shape of the code."""
+    check_n_iter(n_iter)
+    check_momentum(momentum)
+    code = check_problem(x, dictionary, stride, pads, autocast)
+    check_parameters(lmbda, mu, step_size, x, code)
+    if z0 is not None:
+        check_code("z0", z0, x, code, autocast)
+    check_mask(mask, x, autocast)
+    return code
 
 
 def _kernel(
@@ -37,6 +72,7 @@ def _kernel(
     momentum: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, momentum)
     check_values(lmbda, mu, step_size)
     backend = choose("fista", x, dictionary=dictionary, keep=keep)
     return backend.fista(
@@ -61,8 +97,7 @@ def kept_tensors(
 
 
 def _fake(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum, keep):
-    size = code_size(x.shape[2:], dictionary.shape[2:], stride, pads)
-    z_shape = (x.shape[0], dictionary.shape[0], *size)
+    z_shape = check_fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, momentum)
     return empty(x, z_shape), *kept_tensors(x, z_shape, z0, n_iter, keep)
 
 
@@ -85,6 +120,13 @@ def _backward_kernel(
     momentum: str,
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
+    code = check_fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, momentum)
+    check_code("z", z, x, code)
+    check_same("grad", grad, z)
+    for name, kept, sample in (("codes", codes, z), ("residuals", residuals, x)):
+        check_same_kind(name, kept, x)
+        if kept.shape[0] and kept.shape[1:] != sample.shape[1:]:
+            raise ValueError(f"{name} of shape {shape(kept)} are none of x {shape(x)} and z {shape(z)}")
     backend = choose(
         "fista_backward",
         x,
@@ -105,7 +147,7 @@ def _backward_fake(
     grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride, pads,
     nonneg, momentum, needs,
 ):  # fmt: skip
-    def gradient(t: Tensor | None, image: bool) -> Tensor:
+    def gradient(t: Tensor, image: bool) -> Tensor:
         return empty(x, t.shape) if image else t.new_empty(t.shape)
 
     inputs = (x, dictionary, lmbda, mu, step_size, z0, mask)
@@ -135,7 +177,8 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor, *_unused: Tensor) -> tuple:
-    inputs, outputs = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    saved = ctx.saved_tensors  # Once: under checkpointing it can be asked for only once.
+    inputs, outputs = saved[:7], saved[7:]
     needs = list(ctx.needs_input_grad[:7])
     if torch.is_grad_enabled():
         grads = differentiable_backward(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import choose
-from ..checks import check_values
+from ..checks import check_code, check_mask, check_parameters, check_problem, check_same, check_values
 from .library import (
     define,
     differentiable_backward,
@@ -19,6 +19,27 @@ from .library import (
     register_autograd,
     unused,
 )
+
+
+def check_fista_step(
+    x: Tensor,
+    z: Tensor,
+    y: Tensor,
+    dictionary: Tensor,
+    lmbda: Tensor,
+    mu: Tensor,
+    step_size: Tensor,
+    stride: Sequence[int],
+    pads: Sequence[int],
+    mask: Tensor | None,
+    autocast: bool = False,
+) -> None:
+    code = check_problem(x, dictionary, stride, pads, autocast)
+    check_code("z", z, x, code, autocast)
+    if y is not z:
+        check_code("y", y, x, code, autocast)
+    check_parameters(lmbda, mu, step_size, x, code)
+    check_mask(mask, x, autocast)
 
 
 def _kernel(
@@ -36,6 +57,7 @@ def _kernel(
     gradient_at_z: bool,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    check_fista_step(x, z, y, dictionary, lmbda, mu, step_size, stride, pads, mask)
     check_values(lmbda, mu, step_size)
     backend = choose("fista_step", x, dictionary=dictionary)
     return backend.fista_step(
@@ -44,6 +66,7 @@ def _kernel(
 
 
 def _fake(x, z, y, dictionary, lmbda, mu, step_size, beta, stride, pads, nonneg, gradient_at_z, mask):
+    check_fista_step(x, z, y, dictionary, lmbda, mu, step_size, stride, pads, mask)
     return empty(x, z.shape), unused(x) if beta is None else empty(x, z.shape)
 
 
@@ -65,6 +88,11 @@ def _backward_kernel(
     mask: Tensor | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
+    check_fista_step(x, z, y, dictionary, lmbda, mu, step_size, stride, pads, mask)
+    check_same("z_next", z_next, z)
+    check_same("grad_z_next", grad_z_next, z)
+    if beta is not None:
+        check_same("grad_y_next", grad_y_next, z)
     backend = choose(
         "fista_step_backward",
         x,
@@ -120,10 +148,10 @@ def _backward(ctx: Any, grad_z_next: Tensor, grad_y_next: Tensor) -> tuple:
     needs = [ctx.needs_input_grad[i] for i in _TENSORS]
     if torch.is_grad_enabled():
 
-        def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-            outputs = reference.fista_step(
-                *inputs[:7], ctx.beta, ctx.stride, ctx.pads, ctx.nonneg, ctx.gradient_at_z, inputs[7]
-            )
+        def forward(*inputs: Any) -> tuple[Tensor, ...]:
+            options = ctx.beta, ctx.stride, ctx.pads, ctx.nonneg, ctx.gradient_at_z
+            arguments: list[Any] = [*inputs[:7], *options, inputs[7]]
+            outputs = reference.fista_step(*arguments)
             return outputs[: 1 if ctx.beta is None else 2]
 
         grad_outputs = (grad_z_next, grad_y_next)[: 1 if ctx.beta is None else 2]

@@ -117,7 +117,7 @@ def only(needed: Sequence[bool], gradients: Sequence[Tensor]) -> tuple[Tensor | 
 
 def differentiable_backward(
     forward: Callable[..., tuple[Tensor, ...]],
-    inputs: Sequence[Tensor | None],
+    inputs: Sequence[Any],
     needed: Sequence[bool],
     grads: Sequence[Tensor],
 ) -> tuple[Tensor | None, ...]:

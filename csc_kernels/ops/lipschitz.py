@@ -9,9 +9,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import check_dictionary, check_geometry
 from ..geometry import code_size
 from ..reference import analysis, synthesis
 from .library import define
+
+
+def check_lipschitz(
+    dictionary: Tensor, stride: Sequence[int], pads: Sequence[int], size: Sequence[int], tol: float, max_iter: int
+) -> None:
+    check_dictionary(dictionary)
+    check_geometry(stride, pads)
+    kernel = tuple(dictionary.shape[2:])
+    if len(size) != 2 or min(size) < 1 or min(code_size(size, kernel, stride, pads)) < 1:
+        raise ValueError(f"kernel {kernel} is larger than the padded input of size {tuple(size)}")
+    if not tol >= 0 or max_iter < 1:
+        raise ValueError(f"tol must be at least 0 and max_iter at least 1, got {tol} and {max_iter}")
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """float32 at least: ||A||^2 of a half precision dictionary may be past what its dtype holds."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _power_kernel(
@@ -23,7 +41,8 @@ def _power_kernel(
     max_iter: int,
     start: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    wide = dictionary.to(torch.promote_types(dictionary.dtype, torch.float32))
+    check_lipschitz(dictionary, stride, pads, size, tol, max_iter)
+    wide = dictionary.to(_wide(dictionary.dtype))
     code = (1, wide.shape[0], *code_size(size, wide.shape[2:], stride, pads))
     generator = torch.Generator(wide.device).manual_seed(0)
     v = torch.rand(code, dtype=wide.dtype, device=wide.device, generator=generator) - 0.5
@@ -48,7 +67,7 @@ def _power_kernel(
         done = done | converged
         if i % interval == interval - 1 and bool(done):
             break
-    return value.to(dictionary.dtype), v * value
+    return value, v * value
 
 
 _DOUBLINGS = 5  # The moment trace(C^32) = trace(C^(2^5)).
@@ -56,7 +75,13 @@ _GRID = 12  # Points of the grid per tap.
 _MARGIN = 1e-4  # More than single precision can lose here.
 
 
+def check_bound(dictionary: Tensor, stride: Sequence[int]) -> None:
+    check_dictionary(dictionary)
+    check_geometry(stride, (0, 0, 0, 0))
+
+
 def _bound_kernel(dictionary: Tensor, stride: Sequence[int]) -> Tensor:
+    check_bound(dictionary, stride)
     atoms, channels, *kernel = dictionary.shape
     taps = [math.ceil(k / s) for k, s in zip(kernel, stride)]
     missing = [t * s - k for t, s, k in zip(taps, stride, kernel)]
@@ -67,8 +92,8 @@ def _bound_kernel(dictionary: Tensor, stride: Sequence[int]) -> Tensor:
     if matrix.shape[3] > atoms:
         matrix = matrix.mT
     # B(w)^H B(w) has B(w) B(w)^H's eigenvalues, and fewer of the zeros. Its coefficients are autocorrelations.
-    scale = matrix.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-    lags = _autocorrelation(matrix / scale)
+    scale = matrix.abs().amax()
+    lags = _autocorrelation(matrix / scale.clamp_min(torch.finfo(torch.float32).tiny))
     grid = [_GRID * t if t > 1 else 1 for t in taps]
     gram = _symbol(lags, taps, grid)
     trace = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1)
@@ -83,7 +108,10 @@ def _bound_kernel(dictionary: Tensor, stride: Sequence[int]) -> Tensor:
     largest = (moment.pow(2.0**-_DOUBLINGS) * trace).amax() * scale.to(torch.float64).square()
     for t, n in zip(taps, grid):
         largest = largest / math.cos(math.pi * (t - 1) / n)
-    return (largest * (1 + max(_MARGIN, 2 * torch.finfo(dictionary.dtype).eps))).to(dictionary.dtype)
+    largest = largest * (1 + max(_MARGIN, 2 * torch.finfo(dictionary.dtype).eps))
+    # What rounds to zero is still no upper bound of what is not.
+    dtype = _wide(dictionary.dtype)
+    return torch.where(scale == 0, largest, largest.clamp_min(torch.finfo(dtype).tiny)).to(dtype)
 
 
 def _autocorrelation(matrix: Tensor) -> Tensor:
@@ -117,9 +145,15 @@ def _symbol(lags: Tensor, taps: Sequence[int], grid: Sequence[int]) -> Tensor:
 
 
 def _power_fake(dictionary, stride, pads, size, tol, max_iter, start):
-    wide = torch.promote_types(dictionary.dtype, torch.float32)
+    check_lipschitz(dictionary, stride, pads, size, tol, max_iter)
+    wide = _wide(dictionary.dtype)
     code = (1, dictionary.shape[0], *code_size(size, dictionary.shape[2:], stride, pads))
-    return dictionary.new_empty(()), dictionary.new_empty(code, dtype=wide)
+    return dictionary.new_empty((), dtype=wide), dictionary.new_empty(code, dtype=wide)
+
+
+def _bound_fake(dictionary, stride):
+    check_bound(dictionary, stride)
+    return dictionary.new_empty((), dtype=_wide(dictionary.dtype))
 
 
 lipschitz = define(
@@ -131,5 +165,5 @@ lipschitz = define(
 lipschitz_bound = define(
     "lipschitz_bound(Tensor dictionary, int[2] stride) -> Tensor",
     _bound_kernel,
-    lambda dictionary, stride: dictionary.new_empty(()),
+    _bound_fake,
 )

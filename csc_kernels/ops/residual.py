@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import choose
+from ..checks import check_code, check_mask, check_problem, check_same
 from .library import (
     define,
     differentiable_backward,
@@ -20,6 +21,20 @@ from .library import (
 )
 
 
+def check_residual(
+    x: Tensor,
+    z: Tensor,
+    dictionary: Tensor,
+    stride: Sequence[int],
+    pads: Sequence[int],
+    mask: Tensor | None,
+    autocast: bool = False,
+) -> None:
+    code = check_problem(x, dictionary, stride, pads, autocast)
+    check_code("z", z, x, code, autocast)
+    check_mask(mask, x, autocast)
+
+
 def _kernel(
     x: Tensor,
     z: Tensor,
@@ -28,11 +43,13 @@ def _kernel(
     pads: Sequence[int],
     mask: Tensor | None,
 ) -> Tensor:
+    check_residual(x, z, dictionary, stride, pads, mask)
     backend = choose("residual", x, dictionary=dictionary)
     return backend.residual(x, z, dictionary, stride, pads, mask)
 
 
 def _fake(x, z, dictionary, stride, pads, mask):
+    check_residual(x, z, dictionary, stride, pads, mask)
     return empty(x, x.shape)
 
 
@@ -46,6 +63,8 @@ def _backward_kernel(
     mask: Tensor | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_residual(x, z, dictionary, stride, pads, mask)
+    check_same("grad", grad, x)
     backend = choose("residual_backward", x, dictionary=dictionary, mask_gradient=needs[3])
     return backend.residual_backward(grad, x, z, dictionary, stride, pads, mask, needs)
 
