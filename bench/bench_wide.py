@@ -52,7 +52,18 @@ def by_path(path: str, case: Case, mode: str) -> Contender:
 
     one.name = path
     one.call = call
+    if not forced:
+        one.backend += f" {chosen(case, PRECISIONS[path], mode)}"
     return one
+
+
+def chosen(case: Case, precision: str, mode: str) -> str:
+    """The path of the convolutions, and in training that of the dictionary's gradient."""
+    torch.set_float32_matmul_precision(precision)
+    dictionary = torch.empty(case.atoms, case.in_channels, case.kernel, case.kernel)
+    size = (case.code_size, case.code_size)
+    gradients = (False, True) if mode == "training" else (False,)
+    return "+".join(paths.choose_path(dictionary, (1, 1), case.batch, size, gradient) for gradient in gradients)
 
 
 def name_of(case: Case) -> str:
@@ -80,7 +91,8 @@ def main(
             update_csv(out / "wide.csv", rows)
             medians = {str(row["contender"]): float(str(row["p50_ms"])) for row in rows}
             shown = "  ".join(f"{path} {value / medians['direct']:.2f}" for path, value in medians.items())
-            console.print(f"{name_of(case):32} {kind:9} {medians['direct']:8.2f} ms  {shown}", highlight=False)
+            text = f"{name_of(case):28} {kind:8} {medians['direct']:7.2f} ms  {shown}"
+            console.print(text, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

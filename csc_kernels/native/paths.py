@@ -53,6 +53,8 @@ def choose_path(
         return "direct"
     if _forced is not None:
         return _forced
+    if min(z_size) < 2:  # Of a row of pixels a direct convolution leaves out the taps in the padding.
+        return "direct"
     allowed = PATHS if torch.get_float32_matmul_precision() != "highest" else PATHS[:2]
     return min(allowed, key=lambda path: cost(path, tuple(dictionary.shape[:2]), batch, z_size, gradient))
 
@@ -60,7 +62,7 @@ def choose_path(
 # Measured with bench/bench_wide.py and bench/bench_phases.py, in multiply-adds at the processor's peak: the work
 # on a channel of a point of a tile in its transform, on an entry of the dictionary beside its products, and around
 # a call.
-TRANSFORM = 12.0
+TRANSFORM = {"f2": 16.0, "f4": 18.0}
 ENTRY = {"direct": 150.0, "f2": 24.0, "f4": 30.0}
 CALL = {"direct": 10e6, "f2": 4e6, "f4": 4e6}
 TILES_AT_A_TIME = 6  # kTileBlock of csrc/cpu/winograd_kernels.h.
@@ -83,7 +85,7 @@ def cost(path: str, channels: tuple[int, int], batch: int, z_size: Sequence[int]
     if gradient:  # Each block of atoms transforms the images anew, and each of channels the codes.
         transformed = sum(n * -(-other // BLOCK) for n, other in zip(padded, padded[::-1]))
     points = (side + 2) ** 2
-    return points * (tiles * (products + TRANSFORM * transformed) + ENTRY[path] * products) + CALL[path]
+    return points * (tiles * (products + TRANSFORM[path] * transformed) + ENTRY[path] * products) + CALL[path]
 
 
 def _up(n: int, multiple: int) -> int:
