@@ -26,6 +26,7 @@ from torch import Tensor
 
 import csc_kernels as csc
 from csc_kernels import reference
+from csc_kernels.native import use_path
 
 precise = pytest.mark.parametrize("backend, dtype", PRECISE, indirect=["backend"])
 PARAMETERS = ("number", "scalar", "atom", "sample", "full")
@@ -233,10 +234,14 @@ def test_nan_and_infinity_spread_as_in_the_reference(
     backend: str, channels: int, where: str, spot: str, value: float
 ) -> None:
     for problem in problems_struck(channels, where, SPOTS[spot], value):
-        assert_same_strikes(problem.solve(), problem.plain())
+        # Winograd's tiles spread them further: see the next test.
+        with use_path("direct"):
+            actual = problem.solve()
+        assert_same_strikes(actual, problem.plain())
         if problem.z0 is not None:
             x, z, dictionary, mask = problem.x, problem.z0, problem.dictionary, problem.mask
-            actual = csc.residual(x, z, dictionary, stride=problem.stride, padding=1, mask=mask)
+            with use_path("direct"):
+                actual = csc.residual(x, z, dictionary, stride=problem.stride, padding=1, mask=mask)
             assert_same_strikes(actual, reference.residual(x, z, dictionary, *problem.geometry, mask))
 
 

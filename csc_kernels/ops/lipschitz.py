@@ -39,7 +39,7 @@ def _power_kernel(
     size: Sequence[int],
     tol: float,
     max_iter: int,
-    start: Tensor | None,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     check_lipschitz(dictionary, stride, pads, size, tol, max_iter)
     wide = dictionary.to(_wide(dictionary.dtype))
@@ -144,7 +144,7 @@ def _symbol(lags: Tensor, taps: Sequence[int], grid: Sequence[int]) -> Tensor:
     return (down @ columns.flatten(1)).reshape(-1, n, n)
 
 
-def _power_fake(dictionary, stride, pads, size, tol, max_iter, start):
+def _power_fake(dictionary, stride, pads, size, tol, max_iter, start=None):
     check_lipschitz(dictionary, stride, pads, size, tol, max_iter)
     wide = _wide(dictionary.dtype)
     code = (1, dictionary.shape[0], *code_size(size, dictionary.shape[2:], stride, pads))
@@ -158,7 +158,7 @@ def _bound_fake(dictionary, stride):
 
 lipschitz = define(
     "lipschitz(Tensor dictionary, int[2] stride, int[4] pads, SymInt[2] size, float tol, int max_iter, "
-    "Tensor? start) -> (Tensor, Tensor)",
+    "Tensor? start=None) -> (Tensor, Tensor)",
     _power_kernel,
     _power_fake,
 )
