@@ -71,6 +71,8 @@ def can_be_marked(tensor: Tensor) -> bool:
 
 def unwrapped(tensor: Tensor) -> Tensor:
     """The tensor that torch.func has wrapped."""
+    if torch.compiler.is_compiling():
+        return tensor
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor

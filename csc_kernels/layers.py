@@ -173,7 +173,8 @@ class CSCConv2d(nn.Module):
         else:
             super().__setattr__(name, value)
         with torch.inference_mode(False):  # It may be used outside of it later.
-            number: Any = None if isinstance(value, Tensor) else checks.parameter(name, value)
+            # One dimension: the compiler takes a float64 scalar for a Python number, and traces twice.
+            number: Any = None if isinstance(value, Tensor) else checks.parameter(name, value).reshape(1)
         super().__setattr__(f"_{name}_number", number)
 
     # The dictionary and its step size.
@@ -294,12 +295,12 @@ class CSCConv2d(nn.Module):
         return fista(
             x,
             dictionary,
-            self.lmbda if self._lmbda_number is None else self._lmbda_number,
+            self.lmbda if self._lmbda_number is None else self._lmbda_number.reshape(()),
             self._step(dictionary.detach(), size),
             self.n_iter,
             stride=self.stride,
             padding=self._pads,
-            mu=self.mu if self._mu_number is None else self._mu_number,
+            mu=self.mu if self._mu_number is None else self._mu_number.reshape(()),
             nonneg=self.nonneg,
             momentum=self.momentum,
             square_noise=self.square_noise,

@@ -372,6 +372,74 @@ def test_never_diverges_on_a_larger_image_than_before(backend: str, sizes: tuple
     assert objective(problem, z) <= objective(problem, torch.zeros_like(z))
 
 
+def refill(weight: Tensor, how: str, value: Tensor) -> None:
+    """Edits that autograd does not count."""
+    if how == "data":
+        weight.data.copy_(value)
+    elif how == "set data":
+        weight.data = value.clone()
+    else:
+        weight.detach().numpy()[...] = value.numpy()
+
+
+@pytest.mark.parametrize("how", ("data", "set data", "numpy"))
+@pytest.mark.parametrize("sizes", (STEM, WIDE, (40, 64, 3)), ids=("stem", "wide", "sampled"))
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last))
+def test_edits_without_a_trace_are_followed(
+    sizes: tuple[int, int, int], how: str, memory_format: torch.memory_format
+) -> None:
+    layer = CSCConv2d(*sizes, padding=1).to(memory_format=memory_format)
+    x = image(layer)
+    for training in (True, False):
+        layer.train(training)
+        for _ in range(2):
+            with torch.set_grad_enabled(training):
+                layer(x)
+                weight = torch.randn(layer.weight.shape) + 1
+                refill(layer.weight, how, weight)
+                fresh = CSCConv2d(*sizes, padding=1).train(training)
+                fresh.weight.data.copy_(weight)
+                fresh._step_of = None
+                # A power iteration stops at a tolerance; the step of the weight before is several times larger.
+                torch.testing.assert_close(layer(x), fresh(x), rtol=0.02, atol=0.005)
+                torch.testing.assert_close(layer.step_size, fresh.step_size, rtol=0.02, atol=0)
+
+
+def test_one_number_of_a_stem_changed_through_numpy_is_noticed() -> None:
+    layer = CSCConv2d(3, 64, 7, stride=2, padding=3).eval()
+    x = image(layer)
+    with torch.no_grad():
+        before = layer(x)
+        for index in ((0, 0, 0, 0), (63, 2, 6, 6), (31, 1, 3, 2)):
+            layer.weight.detach().numpy()[index] += 1
+            after = layer(x)
+            assert not torch.equal(after, before), index
+            before = after
+
+
+@both_norms
+@both_sizes
+def test_nan_in_the_weight_reaches_the_code(backend: str, sizes: tuple[int, int, int], normalize: str) -> None:
+    layer = CSCConv2d(*sizes, padding=1, normalize=normalize)
+    with torch.no_grad():
+        layer.weight[1] = torch.nan
+        assert layer.eval()(image(layer))[:, 1].isnan().all()
+    assert layer.train()(image(layer))[:, 1].isnan().all()
+
+
+@both_norms
+@both_sizes
+def test_a_weight_of_zeros_gives_a_code_of_zeros(backend: str, sizes: tuple[int, int, int], normalize: str) -> None:
+    layer = CSCConv2d(*sizes, padding=1, normalize=normalize)
+    with torch.no_grad():
+        layer.weight.zero_()
+    z = layer(image(layer))
+    z.sum().backward()
+    assert not z.any() and torch.isfinite(layer.weight.grad).all()
+    with torch.no_grad():
+        assert not layer.eval()(image(layer)).any()
+
+
 # lmbda and mu.
 
 
@@ -494,6 +562,26 @@ def test_a_loaded_step_size_stays_until_the_weight_changes(refreshes: list[str])
     train_step(layer, x)
     layer(x)
     assert float(layer.step_size) != pytest.approx(0.0123) and len(refreshes) == 1
+
+
+def test_a_shallow_copy_has_its_own_lmbda() -> None:
+    layer = CSCConv2d(3, 8, 3, padding=1, lmbda=0.1).eval()
+    x = image(layer)
+    expected = layer(x)
+    other = copy.copy(layer)
+    other.lmbda = 0.5
+    assert torch.equal(layer(x), expected) and not torch.equal(other(x), expected)
+    layer.lmbda = 0.3
+    assert layer.lmbda == 0.3 and other.lmbda == 0.5
+
+
+def test_a_number_as_lmbda_is_no_state_and_keeps_its_precision() -> None:
+    layer = CSCConv2d(3, 8, 3, padding=1, lmbda=0.1).bfloat16().double()
+    assert layer.lmbda == 0.1 and isinstance(layer.lmbda, float)
+    assert list(layer.state_dict()) == ["weight", "step_size"]
+    assert [name for name, _ in layer.named_buffers()] == ["step_size"]
+    x = image(layer).double()
+    assert torch.equal(layer(x), csc.fista(x, layer.dictionary(), 0.1, layer.step_size, padding=1))
 
 
 def test_copies_do_not_share_state() -> None:

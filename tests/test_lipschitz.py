@@ -162,6 +162,35 @@ def test_the_default_step_of_a_solve_does_not_diverge(name: str) -> None:
     assert problem.solve().norm() <= 1e3 * problem.x.norm()
 
 
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32))
+@pytest.mark.parametrize("scale", (1e-22, 1e-6, 1e-3, 1.0, 1e2, 1e4))
+def test_bound_of_small_and_large_dictionaries(dtype: torch.dtype, scale: float) -> None:
+    """Past what their dtype holds, in the square."""
+    dictionary = (scale * random_dictionary(6, 3, 3, 3)).to(dtype)
+    bound = csc.lipschitz(dictionary, method="bound")
+    exact = dense_norm(dictionary, 1, 1, (8, 8))
+    assert bound.dtype == torch.float32
+    assert float(bound) >= exact
+    assert float(bound) <= 1.2 * exact + 1e-37
+    power = csc.lipschitz(dictionary, padding=1, input_size=8)
+    assert power.dtype == torch.float32 and float(power) <= float(bound)
+    assert float(power) == pytest.approx(exact, rel=0.01, abs=1e-37)
+
+
+@pytest.mark.parametrize("method", ("power", "bound"))
+def test_nan_in_a_dictionary_is_nan(method: str) -> None:
+    dictionary = random_dictionary(4, 3, 3, 3)
+    dictionary[1, 2, 0, 1] = torch.nan
+    assert csc.lipschitz(dictionary, padding=1, input_size=8, method=method).isnan()
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32))
+def test_the_default_step_of_nan_and_of_zeros(dtype: torch.dtype) -> None:
+    x = torch.ones(1, 3, 6, 6, dtype=dtype)
+    assert not csc.fista(x, torch.zeros(4, 3, 3, 3, dtype=dtype), 0.1).any()
+    assert csc.fista(x, torch.full((4, 3, 3, 3), torch.nan, dtype=dtype), 0.1).isnan().all()
+
+
 def test_bfloat16_bound_is_an_upper_bound_of_what_is_stored() -> None:
     dictionary = random_dictionary(6, 3, 3, 3, dtype=torch.bfloat16)
     bound = csc.lipschitz(dictionary, method="bound")
