@@ -13,7 +13,12 @@ STEM = (
     "tests/test_backends.py",
     "tests/test_properties.py",
 )
-WIDE = ("tests/test_paths.py", "tests/test_fista.py", "tests/test_properties.py")
+# The quickest first.
+WIDE = (
+    "tests/test_paths.py::test_every_entry_of_a_small_solve_is_right_for_each_tap_and_pixel",
+    "tests/test_paths.py::test_gradients_of_the_templates_pass_gradcheck_in_float64",
+    "tests/test_paths.py",
+)
 
 Table = tuple[tuple[str, ...], list[tuple[str, str]]]
 
