@@ -1,6 +1,6 @@
 """Breaks every kernel of csrc/cpu on purpose and shows that the tests notice: python tests/mutate_cpu.py [FILE ...]
 
-The mutations of mutations.py are compiled into one library, each behind a number, in a copy of the repository. The
+The mutations of mutations_cpu.py are compiled into one library, each behind a number, in a copy of the repository. The
 tests must pass with none of them and fail with each. Exits with 1 when a mutation survives, and with 2 when the
 tests fail without any.
 """
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mutations import MUTATIONS
+from mutations_cpu import MUTATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 DECLARATION = 'extern "C" __attribute__((visibility("default"))) int csc_mutant;\n'
