@@ -50,6 +50,9 @@ bench: install
 	$(RUN) bench/bench_models.py --out bench/results
 	$(RUN) bench/bench_ablation.py --out bench/results
 	$(RUN) bench/bench_startup.py --out bench/results
+	$(RUN) bench/bench_phases.py --out bench/results
+	$(RUN) bench/bench_wide.py --out bench/results
+	$(RUN) bench/bench_density.py --out bench/results
 	$(RUN) -m pytest bench --benchmark-only
 	$(RUN) bench/report.py bench/results
 endif

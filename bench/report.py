@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 from cases import CASES, NAMES, PEAK, peak_rate
-from harness import console
+from harness import console, read_csv
+from paths_report import paths_table, phases_table
 from plots import plot_runs
 from runs import PYTORCH, Run, measure, median, provenance_of, ratio, runs_of
 
@@ -149,7 +150,7 @@ def main(folder: Annotated[Path, typer.Argument(help="Where the CSV files are.")
     runs = {name: runs_of(folder / f"{name}.csv") for name in FILES}
     if not any(runs.values()):
         raise typer.BadParameter(f"no {', '.join(FILES)} CSV in {folder}")
-    text = report(runs)
+    text = report(runs) + paths_table(runs_of(folder / "wide.csv")) + phases_table(read_csv(folder / "phases.csv"))
     aside = folder / f".report.{os.getpid()}"
     aside.write_text(text)
     os.replace(aside, folder / "report.md")

@@ -200,6 +200,25 @@ def test_what_is_not_finite_spreads_no_further_than_a_tile_at_each_convolution(
         assert not (struck & far).any()
 
 
+@each_path
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("kernel", (3, 5))
+def test_what_an_evaluation_keeps_of_its_dictionary_serves_images_of_any_shape(
+    path: str, dtype: torch.dtype, kernel: int
+) -> None:
+    layer = csc.CSCConv2d(20, 24, kernel, padding=kernel // 2, dtype=dtype).eval()
+    generator = torch.Generator().manual_seed(0)
+    options = {"lmbda": layer.lmbda, "step_size": layer.step_size, "padding": kernel // 2}
+    with torch.no_grad(), forced(path):
+        layer(torch.zeros(1, 20, 9, 12, dtype=dtype))  # The step size is that of the largest image so far.
+        for shape in ((2, 20, 8, 9), (1, 20, 5, 5), (0, 20, 5, 5), (2, 20, 8, 9), (3, 20, 9, 12)):
+            x = torch.randn(shape, generator=generator).to(dtype)
+            expected = csc.fista(x, layer.dictionary().clone(), **options)
+            assert torch.equal(layer(x), expected)
+            with native.use_isa(ISAS[-1]):
+                torch.testing.assert_close(layer(x), expected)
+
+
 # The choice.
 
 

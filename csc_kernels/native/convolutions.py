@@ -7,7 +7,7 @@ lie.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Direct:
 
     def __init__(self, dictionary: Tensor, stride, pads, scale: float, size) -> None:
         self.plain = dictionary
+        self.kept = derived(dictionary)
         self.stride = list(stride)
         self.pads = tuple(pads)
         self.scale = scale
@@ -35,17 +36,39 @@ class Direct:
 
     @functools.cached_property
     def dictionary(self) -> Tensor:
-        return self.plain.contiguous(memory_format=torch.channels_last)
+        return self._kept("plain", lambda: self.plain.contiguous(memory_format=torch.channels_last))
 
     @functools.cached_property
     def scaled(self) -> Tensor:
-        return self.dictionary * self.scale
+        return self._kept(self.scale, lambda: self.dictionary * self.scale)
 
     @functools.cached_property
     def turned(self) -> Tensor:
         """-D turned around, (M, K, kH, kW): with stride 1 the synthesis is a convolution with it."""
-        turned = self.dictionary.flip(2, 3).transpose(0, 1).neg()
-        return turned.contiguous(memory_format=torch.channels_last)
+
+        def turn() -> Tensor:
+            turned = self.dictionary.flip(2, 3).transpose(0, 1).neg()
+            return turned.contiguous(memory_format=torch.channels_last)
+
+        return self._kept("turned", turn)
+
+    def _kept(self, key: object, make: Callable[[], Tensor]) -> Tensor:
+        if ("direct", key) not in self.kept:
+            self.kept["direct", key] = make()
+        return self.kept["direct", key]
+
+    def _packed(self, weight: Tensor, key: object, image: Tensor, padding: list[int], stride: list[int]) -> Tensor:
+        """A weight in the order that oneDNN wants for images of this shape, and would else put it in at every call.
+
+        Of each weight one order is kept, for the shape that came last.
+        """
+        if image.shape[0] == 0:
+            return weight
+        shape, packed = self.kept.get(("packed", key), (None, weight))
+        if shape != image.shape:
+            packed = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, [1, 1], 1, image.shape)
+            self.kept["packed", key] = (image.shape, packed)
+        return packed
 
     def analysis(self, r: Tensor, base: Tensor | None, threshold: Tensor | None, relu: bool) -> Tensor:
         if not self.fused:
@@ -58,13 +81,14 @@ class Direct:
         # oneDNN's relu turns NaN into 0, so that its epilogue goes without: torch's keeps it.
         bias = None if threshold is None else threshold.neg().to(r.dtype)
         padding = [self.pads[0], self.pads[2]]
+        weight = self._packed(self.scaled, self.scale, r, padding, self.stride)
         if base is None:
             v = torch.ops.mkldnn._convolution_pointwise(
-                r, self.scaled, bias, padding, self.stride, [1, 1], 1, "none", [], None
+                r, weight, bias, padding, self.stride, [1, 1], 1, "none", [], None
             )
         else:
             v = torch.ops.mkldnn._convolution_pointwise.binary(
-                r, base, self.scaled, bias, padding, self.stride, [1, 1], 1, "add", 1.0, None, [], None
+                r, base, weight, bias, padding, self.stride, [1, 1], 1, "add", 1.0, None, [], None
             )
         return v.relu_() if relu else v
 
@@ -72,12 +96,13 @@ class Direct:
         if not (self.fused and self.turns):
             image = reference.synthesis(z, self.dictionary, self.stride, self.pads, self.size)
             return image.neg_() if x is None else torch.sub(x, image, out=image)
+        weight = self._packed(self.turned, "turned", z, self.turned_pads, [1, 1])
         if x is None:
             return torch.ops.mkldnn._convolution_pointwise(
-                z, self.turned, None, self.turned_pads, [1, 1], [1, 1], 1, "none", [], None
+                z, weight, None, self.turned_pads, [1, 1], [1, 1], 1, "none", [], None
             )
         return torch.ops.mkldnn._convolution_pointwise.binary(
-            z, x, self.turned, None, self.turned_pads, [1, 1], [1, 1], 1, "add", 1.0, None, [], None
+            z, x, weight, None, self.turned_pads, [1, 1], [1, 1], 1, "add", 1.0, None, [], None
         )
 
     def correlation(self, images: Sequence[Tensor], codes: Sequence[Tensor]) -> Tensor:

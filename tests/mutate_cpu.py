@@ -1,0 +1,119 @@
+"""Breaks every kernel of csrc/cpu on purpose and shows that the tests notice: python tests/mutate_cpu.py [FILE ...]
+
+The mutations of mutations_cpu.py are compiled into one library, each behind a number, in a copy of the repository. The
+tests must pass with none of them and fail with each. Exits with 1 when a mutation survives, and with 2 when the
+tests fail without any.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mutations_cpu import MUTATIONS
+
+ROOT = Path(__file__).resolve().parent.parent
+DECLARATION = 'extern "C" __attribute__((visibility("default"))) int csc_mutant;\n'
+DEFINITION = '\nextern "C" { int csc_mutant = 0; }\n'
+WORKERS = 2
+
+
+def plant(folder: Path, names: list[str]) -> list[tuple[int, str, str]]:
+    """Put the mutations of some files into the sources of `folder`; their numbers, files and descriptions."""
+    planted = []
+    for name in names:
+        path = folder / "csrc" / "cpu" / name
+        source = path.read_text()
+        for marked, replacement in MUTATIONS[name][1]:
+            before, rest = marked.split("<<", 1)
+            expression, after = rest.rsplit(">>", 1)  # The last one: the expression may hold a shift.
+            passage = before + expression + after
+            if source.count(passage) != 1:
+                raise SystemExit(f"{name}: {passage!r} occurs {source.count(passage)} times, not once")
+            number = len(planted) + 1
+            chosen = f"{before}(csc_mutant == {number} ? ({replacement}) : ({expression})){after}"
+            source = source.replace(passage, chosen)
+            planted.append((number, name, f"{expression}  ->  {replacement}"))
+        path.write_text(source)
+    return planted
+
+
+def build(folder: Path) -> None:
+    header = folder / "mutant.h"
+    header.write_text(DECLARATION)
+    with (folder / "csrc" / "cpu" / "isa.cpp").open("a") as file:
+        file.write(DEFINITION)
+    environment = os.environ | {"CFLAGS": f"-include {header}", "CSC_KERNELS_NATIVE": "1"}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def fork_tests(number: int, tests: tuple[str, ...], library: ctypes.CDLL) -> int:
+    """The process that runs the tests with one mutation, 0 being none."""
+    process = os.fork()
+    if process:
+        return process
+    import pytest
+
+    ctypes.c_int.in_dll(library, "csc_mutant").value = number
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    os._exit(int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "not reference", *tests])))
+
+
+def run_tests(planted: list[tuple[int, str, str]]) -> int:
+    """In the copy: the tests once without any mutation, and once with each, each time in a fork of this process."""
+    import hypothesis
+
+    import csc_kernels
+
+    # A failure is enough: nobody reads its smallest example.
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("mutations", phases=phases, database=None)
+    hypothesis.settings.load_profile("mutations")
+    csc_kernels.available_backends()  # Loads the library.
+    library = ctypes.CDLL(str(next(Path("csc_kernels").glob("_native*.so")).resolve()))
+
+    for tests in {MUTATIONS[name][0] for _, name, _ in planted}:
+        _, status = os.waitpid(fork_tests(0, tests, library), 0)
+        if status:
+            print(f"{' '.join(tests)}: fail without any mutation")
+            return 2
+    waiting, running, survivors = list(planted), {}, 0
+    while waiting or running:
+        while waiting and len(running) < WORKERS:
+            mutation = waiting.pop(0)
+            tests = MUTATIONS[mutation[1]][0]
+            running[fork_tests(mutation[0], tests, library)] = (*mutation, time.perf_counter())
+        process, status = os.wait()
+        _, name, text, start = running.pop(process)
+        survivors += status == 0
+        verdict = "SURVIVED" if status == 0 else "caught"
+        print(f"{verdict} {name}: {text} ({time.perf_counter() - start:.0f} s)", flush=True)
+    print(f"{len(planted) - survivors} of {len(planted)} mutations are caught")
+    return 1 if survivors else 0
+
+
+def main() -> int:
+    names = sys.argv[1:] or list(MUTATIONS)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "mutated"
+        ignored = shutil.ignore_patterns(".git", ".venv", "build", "*.so", "__pycache__", "results", ".hypothesis")
+        shutil.copytree(ROOT, folder, ignore=ignored)
+        planted = plant(folder, names)
+        print(f"{len(planted)} mutations of {len(names)} files", flush=True)
+        build(folder)
+        os.chdir(folder)
+        sys.path[:0] = [str(folder), str(folder / "tests")]
+        return run_tests(planted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
