@@ -13,7 +13,7 @@ from torch import Tensor
 #   unavailable() -> why it cannot run in this process, or None
 #   unsupported(op, x, ...) -> why it cannot serve this call, or None
 # and one function per op with the op's own signature.
-_MODULES = {"native": ".native", "reference": ".reference_backend"}
+_MODULES = {"cuda": ".cuda", "native": ".native", "reference": ".reference_backend"}
 _KNOWN = ("native", "triton", "cuda", "reference")
 _forced: str | None = None
 
