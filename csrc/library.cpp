@@ -36,7 +36,7 @@ STABLE_TORCH_LIBRARY(csc_native, m) {
   m.def("compiler() -> str");
 }
 
-// The CUDA kernels, which the backend "cuda" calls. plan and built need no GPU; the others exist where they were
+// The CUDA kernels, which the backend "cuda" calls. plan, product_bytes and built need no GPU; the others exist where they were
 // compiled. Numbers (lmbda, mu, scale, step_size) are float32 scalars in host memory, or tensors on the device.
 STABLE_TORCH_LIBRARY(csc_cuda, m) {
   m.def(
@@ -61,5 +61,6 @@ STABLE_TORCH_LIBRARY(csc_cuda, m) {
   m.def(
       "plan(int[] shape, int n_iter, bool from_code, bool momentum, bool backward, int element, int shared_limit, "
       "int processors) -> int[]");
+  m.def("product_bytes(int element) -> int");
   m.def("built() -> bool");
 }

@@ -1,6 +1,6 @@
 """The backend "cuda": CUDA C++ kernels for NVIDIA devices, float32, float16 and bfloat16.
 
-Up to 4 input channels a whole solve runs on chip (csrc/cuda/fista.cu and fista_backward.cu) where a tile of it fits;
+Up to 4 input channels a whole solve runs on chip (csrc/cuda/fista.cu, fista_backward.cu) where a tile of it fits;
 everything else goes step by step (residual.cu, fista_step.cu, correlation.cu). plan.py decides.
 """
 

@@ -38,7 +38,8 @@ def is_device_number(value: Tensor) -> bool:
 def limits(device: torch.device) -> tuple[int, int]:
     """Bytes of shared memory that a block may have, and the number of multiprocessors."""
     properties = torch.cuda.get_device_properties(device)
-    return properties.shared_memory_per_block_optin, properties.multi_processor_count
+    shared_bytes = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return shared_bytes, properties.multi_processor_count
 
 
 def allows_tf32(dtype: torch.dtype) -> bool:
@@ -47,7 +48,7 @@ def allows_tf32(dtype: torch.dtype) -> bool:
 
 
 def number(value: Tensor, code_shape: tuple[int, ...] | None = None) -> Tensor:
-    """lmbda, mu or a step size as the kernels take it: float32, on the host a scalar, else as broadcast to the code.
+    """lmbda, mu or a step size as the kernels take it: float32, on the host a scalar, else broadcast to the code.
 
     Nothing on the device is read, and nothing copied but for another dtype.
     """

@@ -32,7 +32,8 @@ struct ImageTaps {
 };
 
 template <typename P>
-__global__ void __launch_bounds__(kProductThreads) correlation_kernel(const __grid_constant__ CorrelationArguments a) {
+__global__ void __launch_bounds__(kProductThreads, 4)
+    correlation_kernel(const __grid_constant__ CorrelationArguments a) {
   using Element = typename P::Element;
   const Shape& s = a.shape;
   const int64_t positions = static_cast<int64_t>(s.batch) * s.code_height * s.code_width;
@@ -53,7 +54,7 @@ void launch_correlation(const CorrelationArguments& a, Product product, void* st
     using P = decltype(policy);
     const dim3 grid((taps + kProductTile - 1) / kProductTile, (a.shape.atoms + kProductTile - 1) / kProductTile,
                     a.splits);
-    launch(correlation_kernel<P>, grid, kProductThreads, product_shared_bytes<P>(), stream, a);
+    launch(correlation_kernel<P>, grid, kProductThreads, product_shared_bytes(sizeof(typename P::Element)), stream, a);
   });
   launch_sums({a.partials, a.result, 1, a.splits, static_cast<int64_t>(a.shape.atoms) * taps}, stream);
 }

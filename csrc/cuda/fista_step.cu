@@ -31,7 +31,7 @@ struct Windows {
 };
 
 template <typename P>
-__global__ void __launch_bounds__(kProductThreads) analysis_kernel(const __grid_constant__ AnalysisArguments a) {
+__global__ void __launch_bounds__(kProductThreads, 4) analysis_kernel(const __grid_constant__ AnalysisArguments a) {
   using Element = typename P::Element;
   const Shape& s = a.shape;
   const int64_t positions = static_cast<int64_t>(s.batch) * s.code_height * s.code_width;
@@ -58,7 +58,7 @@ void launch_analysis(const AnalysisArguments& a, Product product, void* stream) 
     using P = decltype(policy);
     const dim3 grid(static_cast<unsigned>((positions + kProductTile - 1) / kProductTile),
                     (a.shape.atoms + kProductTile - 1) / kProductTile);
-    launch(analysis_kernel<P>, grid, kProductThreads, product_shared_bytes<P>(), stream, a);
+    launch(analysis_kernel<P>, grid, kProductThreads, product_shared_bytes(sizeof(typename P::Element)), stream, a);
   });
 }
 

@@ -12,20 +12,9 @@
 
 #include "numbers.cuh"
 #include "product.cuh"
+#include "product_layout.h"
 
 namespace csc::cuda {
-
-constexpr int kProductThreads = 128;
-constexpr int kProductTile = 64;
-constexpr int kProductDepth = 32;
-constexpr int kDepthPitch = kProductDepth + 8;
-constexpr int kResultPitch = 20;
-
-template <typename P>
-constexpr int product_shared_bytes() {
-  return 2 * kProductTile * kDepthPitch * static_cast<int>(sizeof(typename P::Element)) +
-         kProductThreads / 32 * 16 * kResultPitch * static_cast<int>(sizeof(float));
-}
 
 // Depths [begin, end) of one block's tile. `rows_adjacent`: neighbouring rows are neighbours in memory.
 template <typename P, typename Rows, typename Columns, typename Write>

@@ -14,6 +14,8 @@
 #include <mma.h>
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 namespace csc::cuda {
 
@@ -50,11 +52,18 @@ __device__ inline void store_global(T* to, T value) {
 // 16 bytes from global to shared memory, asynchronously: there after commit and wait.
 __device__ inline void copy_line(void* to, const void* from) { __pipeline_memcpy_async(to, from, 16); }
 
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
 template <typename Arguments>
 void launch(void (*kernel)(Arguments), dim3 grid, int threads, int shared_bytes, void* stream,
             const Arguments& arguments) {
-  if (shared_bytes > 48 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)> > >(arguments);
+  if (shared_bytes > 48 * 1024)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  void* packed[] = {const_cast<Arguments*>(&arguments)};
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(threads), packed, shared_bytes,
+                         static_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace csc::cuda

@@ -1,10 +1,12 @@
-// csc_cuda::plan: the tile that the stem kernels take, or nothing where no tile fits. It needs no GPU.
+// csc_cuda::plan: the tile that the stem kernels take, or nothing where no tile fits; and product_bytes, the shared
+// memory of the others. They need no GPU.
 
 #include <torch/csrc/stable/library.h>
 
 #include <cstdint>
 #include <vector>
 
+#include "product_layout.h"
 #include "stem_layout.h"
 
 namespace csc::cuda {
@@ -32,6 +34,8 @@ std::vector<int64_t> plan(std::vector<int64_t> shape, int64_t n_iter, bool from_
   return {best.rows, best.columns, best.blocks, best.bytes};
 }
 
+int64_t product_bytes(int64_t element) { return product_shared_bytes(static_cast<int>(element)); }
+
 bool built() {
 #ifdef CSC_WITH_CUDA
   return true;
@@ -45,5 +49,6 @@ bool built() {
 
 STABLE_TORCH_LIBRARY_IMPL(csc_cuda, CompositeExplicitAutograd, m) {
   m.impl("plan", TORCH_BOX(&csc::cuda::plan));
+  m.impl("product_bytes", TORCH_BOX(&csc::cuda::product_bytes));
   m.impl("built", TORCH_BOX(&csc::cuda::built));
 }

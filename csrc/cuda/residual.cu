@@ -45,7 +45,7 @@ struct Pixels {
 };
 
 template <typename P>
-__global__ void __launch_bounds__(kProductThreads) synthesis_kernel(const __grid_constant__ SynthesisArguments a) {
+__global__ void __launch_bounds__(kProductThreads, 4) synthesis_kernel(const __grid_constant__ SynthesisArguments a) {
   using Element = typename P::Element;
   const Shape& s = a.shape;
   const int64_t pixels = static_cast<int64_t>(s.batch) * s.height * s.width;
@@ -68,7 +68,7 @@ void launch_synthesis(const SynthesisArguments& a, Product product, void* stream
     using P = decltype(policy);
     const dim3 grid(static_cast<unsigned>((pixels + kProductTile - 1) / kProductTile),
                     (a.shape.channels + kProductTile - 1) / kProductTile);
-    launch(synthesis_kernel<P>, grid, kProductThreads, product_shared_bytes<P>(), stream, a);
+    launch(synthesis_kernel<P>, grid, kProductThreads, product_shared_bytes(sizeof(typename P::Element)), stream, a);
   });
 }
 

@@ -23,7 +23,14 @@ ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 # The usual state of a device: bytes of shared memory, multiprocessors, the order of blocks and threads, whether
 # lmbda, mu and the step size lie on the device, the allow_tf32 of torch's convolutions, and by how many elements the
 # samples of every tensor are moved apart.
-FULL = {"shared_limit": 227 * 1024, "processors": 3, "seed": 0, "device_numbers": True, "tf32": False, "stretch": 0}
+FULL = {
+    "shared_limit": 227 * 1024,
+    "processors": 3,
+    "seed": 0,
+    "device_numbers": True,
+    "tf32": False,
+    "stretch": 0,
+}
 
 
 class EmulationError(Exception):
@@ -45,6 +52,7 @@ class Device:
     def __init__(self, runner: Path) -> None:
         self.runner = runner
         self.process: subprocess.Popen | None = None
+        self.mutant = 0  # Which of tests/mutants.py the kernels are.
         for name, value in FULL.items():
             setattr(self, name, value)
         self.calls: list[tuple[str, dict[str, Any], Traffic]] = []
@@ -57,7 +65,7 @@ class Device:
 
     def _start(self) -> subprocess.Popen:
         if self.process is None:
-            self.errors = tempfile.TemporaryFile()
+            self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
             environment = {"ASAN_OPTIONS": "detect_stack_use_after_return=0:detect_leaks=0:exitcode=86"}
             self.process = subprocess.Popen(
                 [str(self.runner)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
@@ -70,6 +78,7 @@ class Device:
         process = self._start()
         lines = [f"op {op}", f"shared {self.shared_limit}", f"seed {self.seed}"]
         lines += [f"int device_numbers {int(self.device_numbers)}", f"int stretch {self.stretch}"]
+        lines.append(f"int mutant {self.mutant}")
         tensors = []
         for name, value in arguments.items():
             if value is None:
@@ -103,8 +112,8 @@ class Device:
     def _announce(self, name: str, tensor: Tensor, written: bool) -> str:
         span = _span(tensor)
         fields = [
-            name, ELEMENTS[tensor.dtype], int(written), span.numel() * tensor.element_size(), tensor.data_ptr() % 64,
-            tensor.dim(), *tensor.shape, *tensor.stride(),
+            name, ELEMENTS[tensor.dtype], int(written), span.numel() * tensor.element_size(),
+            tensor.data_ptr() % 64, tensor.dim(), *tensor.shape, *tensor.stride(),
         ]  # fmt: skip
         return " ".join(map(str, ["tensor", *fields]))
 

@@ -163,6 +163,7 @@ bool read(Call& call) {
     }
   }
   Tensor::host_numbers = call.ints.count("device_numbers") && !call.number("device_numbers");
+  device.mutant = call.ints.count("mutant") ? static_cast<int>(call.number("mutant")) : 0;
   const int64_t stretch = call.ints.count("stretch") ? call.number("stretch") : 0;
   for (const Announced& a : announced) {
     call.storages.push_back(std::make_unique<Storage>(a.bytes, a.misplaced));

@@ -39,6 +39,7 @@ struct Device {
   int64_t fused_products = 0;  // Multiplications of all matrix products, wmma's and plain.
   int shared_limit = kMostShared;
   uint64_t seed = 0;
+  int mutant = 0;  // Of the kernels broken on purpose, the one that runs.
 };
 
 extern Device device;
