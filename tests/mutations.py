@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from emulation.build import CUDA, build
-from emulation.device import FULL, Device, EmulationError, emulated
+from emulation.device import FULL, Device, EmulationError, emulated, tiled
 from helpers import SHAPES, Problem, random_problem
 from mutants import MUTANTS
 
@@ -103,26 +103,32 @@ def problems() -> Iterator[tuple[Compute, Problem, dict[str, int]]]:
         problem.step_size = problem.step_size.item()
         return problem
 
-    tiled = {"shared_limit": 36 * 1024, "processors": 2}
     far = {"stretch": 2**31 + 64}
-    yield Problem.solve, make(**SHAPES["rgb"], lmbda="atom", mask="float", size=(6, 16)), {}
-    yield Problem.solve, make(padding=1, size=(13, 19), n_iter=3, nonneg=False, mu=0.3, lmbda="sample"), tiled
-    yield Problem.solve, make(padding=1, size=(7, 20), n_iter=4, momentum="sdnet", z0=True, lmbda="full"), tiled
-    yield Problem.solve, make(kernel=(2, 4), stride=(2, 1), padding=(1, 2), size=(9, 30), mask="channel"), tiled
+
+    def cut(problem: Problem, backward: bool = False) -> tuple[Compute, Problem, dict[str, int]]:
+        return Problem.solve, problem, tiled(problem, backward)
+
+    yield Problem.solve, make(**SHAPES["rgb"] | {"size": (6, 16)}, lmbda="atom", mask="float"), {}
+    yield cut(make(padding=1, size=(9, 40), n_iter=3, nonneg=False, mu=0.3, lmbda="sample"))
+    yield cut(make(padding=1, size=(31, 6), n_iter=4, momentum="sdnet", z0=True, lmbda="full"))
+    yield cut(make(kernel=(2, 4), stride=(2, 1), padding=(1, 2), size=(9, 40), mask="channel"))
     yield Problem.solve, make(stride=(1, 3), padding=(1, 2), size=(6, 14), batch=1), {}
-    yield Problem.solve, make(0, torch.bfloat16, padding=1, size=(6, 16), batch=3), tiled
+    yield cut(make(0, torch.bfloat16, padding=1, size=(24, 16), batch=3))
     options = {"momentum": "none", "mask": "float", "lmbda": "atom", "mu": "sample", "atoms": 7}
-    small = {"shared_limit": 48 * 1024, "processors": 2}
-    yield Problem.solve, make(padding=1, size=(9, 21), n_iter=3, z0=True, **options).leaves(), small
-    yield Problem.solve, make(padding=1, size=(9, 21), n_iter=2, nonneg=False, **options).leaves(), small
-    yield Problem.solve, make(stride=2, padding=1, size=(9, 40), n_iter=2, **options).leaves(), small
+    yield cut(make(padding=1, size=(31, 5), n_iter=3, z0=False, **options).leaves(), True)
+    yield cut(make(padding=1, size=(31, 5), n_iter=2, z0=True, nonneg=False, **options).leaves(), True)
+    yield cut(make(stride=2, padding=1, size=(9, 71), n_iter=2, **options).leaves(), True)
     wide = {"channels": 5, "atoms": 70, "padding": 1, "size": (6, 11)}
     yield residual, make(z0=True, mask="float", **wide), {}
     yield residual, make(0, z0=True, stride=(2, 1), kernel=(2, 3), channels=5, size=(8, 9), padding=1), {}
     yield Problem.solve, make(n_iter=3, nonneg=False, lmbda="full", mu="atom", mask="float", **wide).leaves(), {}
     yield step, make(0, z0=True, n_iter=1, mu="full", lmbda="sample", **wide), {}
     yield step, make(0, z0=True, n_iter=1, stride=(2, 3), kernel=(3, 2), channels=5, size=(9, 8)), {}
-    yield Problem.solve, make(stride=(2, 1), kernel=(3, 2), channels=5, size=(36, 39), padding=1).leaves(), {}
+    yield (
+        Problem.solve,
+        make(stride=(2, 1), kernel=(3, 2), channels=5, size=(36, 39), padding=1, batch=3).leaves(),
+        {},
+    )
     struck = make(padding=1, size=(6, 6))
     struck.x[0, 0, 2, 2] = torch.nan
     yield Problem.solve, struck, {}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulation.device import tiled
 from emulation.fixtures import device, emulated_process  # noqa: F401
 from helpers import CASES, SHAPES, Problem, _served, assert_error, gradients, random_problem
 from test_golden import OUTPUTS, error, load, solve
@@ -18,8 +19,24 @@ from csc_kernels import reference
 pytestmark = pytest.mark.usefixtures("device")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# A device of so little shared memory that small images are cut into tiles.
-SMALL = {"rgb": 36, "stride_2_odd": 36, "kernel_7": 75, "row": 36, "column": 36, "kernel_even": 36, "grey": 34}
+# Images that are cut into several tiles on a device of little shared memory, along both axes or the one they have.
+TILED: dict[str, dict] = {
+    "rgb": {"padding": 1, "size": (9, 40)},
+    "grey": {"channels": 1, "padding": 1, "atoms": 5, "size": (20, 11)},
+    "many_atoms": {"padding": 1, "atoms": 35, "size": (7, 36)},
+    "stride_2_odd": {"stride": 2, "padding": 1, "size": (15, 71)},
+    "stride_pair": {"stride": (1, 3), "padding": (1, 0), "size": (9, 64)},
+    "kernel_7": {"kernel": (7, 7), "padding": 3, "stride": 2, "size": (23, 33)},
+    "kernel_even": {"kernel": (2, 4), "padding": (1, 2), "size": (8, 40)},
+    "row": {"size": (1, 70), "padding": 1},
+    "column": {"size": (30, 1), "padding": 1},
+    "stride_past_kernel": {"stride": (4, 5), "kernel": (3, 2), "size": (31, 86)},
+}
+
+
+def run_tiled(device, problem: Problem, backward: bool = False) -> None:  # noqa: F811
+    for name, value in tiled(problem, backward).items():
+        setattr(device, name, value)
 
 
 def oracle_of(problem: Problem) -> Tensor:
@@ -85,26 +102,54 @@ def test_gradients_in_16_bits_point_where_the_oracles_do(case: str, dtype: torch
         assert (actual.double() - oracle).norm() <= allowed, name
 
 
-@pytest.mark.parametrize("nonneg", (True, False))
-@pytest.mark.parametrize("n_iter", (1, 2, 3, 6))
-@pytest.mark.parametrize("case", SMALL)
-def test_tiles_with_their_halos_give_what_the_whole_gives(device, case: str, n_iter: int, nonneg: bool) -> None:  # noqa: F811
-    options = SHAPES[case] | {"size": (13, 19)} if case in ("rgb", "stride_2_odd") else SHAPES[case]
-    problem = random_problem(dtype=torch.float32, n_iter=n_iter, nonneg=nonneg, mask="float", **options)
-    device.shared_limit = SMALL[case] * 1024
+@pytest.mark.parametrize("n_iter", (1, 2, 3))
+@pytest.mark.parametrize("case", TILED)
+def test_tiles_with_their_halos_obey_the_rule(device, case: str, n_iter: int) -> None:  # noqa: F811
+    problem = random_problem(dtype=torch.float32, n_iter=n_iter, nonneg=False, mask="float", **TILED[case])
+    run_tiled(device, problem)
     assert_solves(problem)
+    assert [call[0] for call in device.calls] == ["fista"]
 
 
-@pytest.mark.parametrize("from_code", (False, True))
-@pytest.mark.parametrize("momentum, n_iter", (("none", 1), ("none", 2), ("none", 3), ("none", 4), ("fista", 2)))
-@pytest.mark.parametrize("limit", (227, 48))
-def test_gradients_of_tiles_obey_the_rule(device, limit: int, momentum: str, n_iter: int, from_code: bool) -> None:  # noqa: F811
-    device.shared_limit = limit * 1024
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("momentum, from_code", (("fista", True), ("sdnet", False)))
+def test_tiles_with_momentum_obey_the_rule(device, momentum: str, from_code: bool, dtype: torch.dtype) -> None:  # noqa: F811
     problem = random_problem(
-        dtype=torch.float32, margin=1e-5, padding=1, size=(9, 21), atoms=7, n_iter=n_iter, momentum=momentum,
+        dtype=dtype, n_iter=4, momentum=momentum, z0=from_code, lmbda="atom", padding=1, size=(31, 6)
+    )
+    run_tiled(device, problem)
+    assert_solves(problem)
+    assert [call[0] for call in device.calls] == ["fista"]
+
+
+@pytest.mark.parametrize(
+    "momentum, n_iter, from_code",
+    (
+        ("none", 1, False),
+        ("none", 1, True),
+        ("none", 2, False),
+        ("none", 2, True),
+        ("none", 3, False),
+        ("fista", 2, False),
+    ),
+)
+def test_gradients_of_tiles_obey_the_rule(device, momentum: str, n_iter: int, from_code: bool) -> None:  # noqa: F811
+    problem = random_problem(
+        dtype=torch.float32, margin=1e-6, padding=1, size=(31, 5), atoms=7, n_iter=n_iter, momentum=momentum,
         z0=from_code, mask="float", lmbda="atom", mu="sample", batch=2,
     )  # fmt: skip
+    run_tiled(device, problem, backward=True)
     assert_gradients(problem)
+    assert device.calls[-1][0] == "fista_backward"
+
+
+# The backward of kernel_7 keeps more than a block has.
+@pytest.mark.parametrize("case", sorted(TILED.keys() - {"kernel_7"}))
+def test_gradients_of_tiles_of_any_shape_obey_the_rule(device, case: str) -> None:  # noqa: F811
+    problem = random_problem(dtype=torch.float32, margin=1e-6, nonneg=False, lmbda="atom", **TILED[case])
+    run_tiled(device, problem, backward=True)
+    assert_gradients(problem)
+    assert device.calls[-1][0] == "fista_backward"
 
 
 def test_a_stem_runs_on_chip_and_everything_else_step_by_step(device) -> None:  # noqa: F811
@@ -120,10 +165,11 @@ def test_a_stem_runs_on_chip_and_everything_else_step_by_step(device) -> None:  
     assert ops(n_iter=2) == ["analysis", "synthesis", "analysis"]
 
 
-@pytest.mark.parametrize("case", ("rgb", "stride_2_odd", "kernel_7", "wide_5"))
+@pytest.mark.parametrize("case", ("many_atoms", "column", "wide_5"))
 def test_order_of_blocks_and_threads_changes_no_bit(device, case: str) -> None:  # noqa: F811
-    device.shared_limit = 75 * 1024
-    problem = random_problem(dtype=torch.float32, lmbda="atom", **SHAPES[case]).leaves()
+    problem = random_problem(dtype=torch.float32, lmbda="atom", **(TILED | SHAPES)[case]).leaves()
+    if case in TILED:
+        run_tiled(device, problem, backward=True)
     problem.step_size = problem.step_size.item()
     found = []
     for device.seed in (0, 1):
@@ -175,10 +221,10 @@ def test_lines_are_copied_asynchronously_where_they_are_aligned(
     width: int,
     channels_last: bool,
 ) -> None:
-    problem = random_problem(dtype=dtype, padding=1, size=(8, width))
+    problem = random_problem(dtype=dtype, padding=1, size=(20, width))
     if channels_last:
         problem.x = problem.x.contiguous(memory_format=torch.channels_last)
-    device.shared_limit = 40 * 1024
+    run_tiled(device, problem)
     assert_solves(problem)
     step = {torch.float32: 4, torch.bfloat16: 8}[dtype]
     moved = torch.cat([torch.zeros(step + 1, dtype=dtype), problem.x.flatten()])[step + 1 :].view(problem.x.shape)

@@ -25,7 +25,7 @@ from ..geometry import code_size
 
 
 class Target(NamedTuple):
-    """An architecture: bytes of shared memory of a block and of a multiprocessor, its warps, a device's processors."""
+    """An architecture: bytes of shared memory of a block and of a processor, its warps, a device's processors."""
 
     block_bytes: int
     processor_bytes: int

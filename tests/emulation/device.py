@@ -16,13 +16,14 @@ from torch import Tensor
 
 import csc_kernels as csc
 from csc_kernels.cuda import library
+from csc_kernels.geometry import step_weights
 
 OPS = ("synthesis", "analysis", "correlation", "fista", "fista_backward")
 ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 # The usual state of a device: bytes of shared memory, multiprocessors, the order of blocks and threads, whether
-# lmbda, mu and the step size lie on the device, the allow_tf32 of torch's convolutions, and by how many elements the
-# samples of every tensor are moved apart.
+# lmbda, mu and the step size lie on the device, the allow_tf32 of torch's convolutions, and by how many elements
+# the samples of every tensor are moved apart.
 FULL = {
     "shared_limit": 227 * 1024,
     "processors": 3,
@@ -149,6 +150,26 @@ def _span(tensor: Tensor) -> Tensor:
 
 def _bytes(tensor: Tensor) -> bytes:
     return _span(tensor).contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def tiled(problem: Any, backward: bool = False, spare: int = 8) -> dict[str, int]:
+    """The state of a device with so little shared memory that the problem is cut into tiles on chip.
+
+    `spare`: KiB beyond the least with which that can be done at all.
+    """
+    x, stride, pads = problem.x, *problem.geometry
+    shape = [*x.shape, *problem.code_shape[1:], *problem.dictionary.shape[2:], *stride, pads[0], pads[2]]
+    momentum = any(step_weights(problem.n_iter, problem.momentum)[:-1])
+    options = (problem.n_iter, problem.z0 is not None, momentum, backward, x.element_size())
+    processors = 2
+
+    def plan(kilobytes: int) -> list[int]:
+        return torch.ops.csc_cuda.plan(shape, *options, kilobytes * 1024, processors)
+
+    least = next(kilobytes for kilobytes in range(30, 228, 2) if plan(kilobytes)) + spare
+    rows, columns, *_ = plan(least)
+    assert rows < shape[5] or columns < shape[6], f"a tile of {rows} x {columns} is the whole code"
+    return {"shared_limit": least * 1024, "processors": processors}
 
 
 _current: list[Device] = []
