@@ -16,7 +16,7 @@ from setuptools import setup
 
 STABLE_ABI = "0x020a000000000000"  # torch 2.10
 PYTHON_ABI = "cp310"
-ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
 NVCC_FLAGS = ["-O3", "-std=c++17", "--extended-lambda", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
 
 
@@ -39,11 +39,20 @@ def cuda_home() -> Path | None:
     return Path(tops[0]).resolve() if tops else None
 
 
-def architecture_flags() -> list[str]:
-    """nvcc's -gencode for a list such as "8.0;9.0+PTX"."""
+def architectures(nvcc: str) -> list[str]:
+    """TORCH_CUDA_ARCH_LIST, or those of ours that this nvcc knows, and PTX of the newest for what comes after."""
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if given is not None:
+        return given.replace(",", " ").replace(";", " ").split()
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    found = [name for name in ARCHITECTURES if f"compute_{name.replace('.', '')}" in known]
+    return [*found[:-1], f"{found[-1]}+PTX"]
+
+
+def architecture_flags(nvcc: str) -> list[str]:
+    """nvcc's -gencode for the architectures."""
     flags = []
-    names = os.environ.get("TORCH_CUDA_ARCH_LIST", ARCHITECTURES).replace(",", ";").replace(" ", ";")
-    for name in filter(None, names.split(";")):
+    for name in architectures(nvcc):
         number = name.removesuffix("+PTX").replace(".", "")
         flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
         if name.endswith("+PTX"):
@@ -57,7 +66,8 @@ def compile_cuda(home: Path, folder: Path) -> list[str]:
     Device code includes nothing of torch, so that plain nvcc compiles it whatever torch is installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    flags = NVCC_FLAGS + architecture_flags()
+    nvcc = str(home / "bin" / "nvcc")
+    flags = NVCC_FLAGS + architecture_flags(nvcc)
     record = folder / "flags"
     if not record.exists() or record.read_text() != " ".join(flags):
         for old in folder.glob("*.o"):
@@ -69,7 +79,7 @@ def compile_cuda(home: Path, folder: Path) -> list[str]:
         target = folder / f"{source.stem}.o"
         newest = max(path.stat().st_mtime for path in (source, *shared))
         if not target.exists() or target.stat().st_mtime < newest:
-            command = [str(home / "bin" / "nvcc"), *flags, "-c", str(source), "-o", str(target)]
+            command = [nvcc, *flags, "-c", str(source), "-o", str(target)]
             subprocess.run(command, check=True)
         return str(target)
 
