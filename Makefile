@@ -17,7 +17,7 @@ DEVICE ?= cpu
 
 install: $(VENV)/installed
 
-$(VENV)/installed: setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/cpu/*)
+$(VENV)/installed: setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet "torch>=2.10" "torchvision>=0.25" numpy "setuptools>=77" wheel ninja
 	$(VENV)/bin/pip install --quiet --no-build-isolation -e ".[sdnet,test]"

@@ -39,3 +39,32 @@ STABLE_TORCH_LIBRARY(csc_native, m) {
   m.def("choose_isa(str name) -> ()");
   m.def("compiler() -> str");
 }
+
+// The CUDA kernels, which the backend "cuda" calls. plan, product_bytes and built need no GPU; the others exist where they were
+// compiled. Numbers (lmbda, mu, scale, step_size) are float32 scalars in host memory, or tensors on the device.
+STABLE_TORCH_LIBRARY(csc_cuda, m) {
+  m.def(
+      "synthesis(Tensor z, Tensor dictionary, int[] stride, int[] pads, float scale, Tensor? x, Tensor? mask, "
+      "bool tf32, Tensor(a!) result) -> ()");
+  m.def(
+      "analysis(Tensor image, Tensor dictionary, int[] stride, int[] pads, Tensor scale, Tensor? base, "
+      "Tensor? lmbda, Tensor? mu, bool nonneg, Tensor? previous, float beta, bool tf32, Tensor(a!) code, "
+      "Tensor(b!)? point) -> ()");
+  m.def(
+      "correlation(Tensor image, Tensor code, int[] stride, int[] pads, bool tf32, Tensor(a!) partials, "
+      "Tensor(b!) result) -> ()");
+  m.def(
+      "fista(Tensor x, Tensor dictionary, Tensor lmbda, Tensor mu, Tensor step_size, Tensor? z0, Tensor? mask, "
+      "int[] stride, int[] pads, bool nonneg, bool gradient_at_code, float[] weights, bool tf32, int[] plan, "
+      "Tensor(a!) z) -> ()");
+  m.def(
+      "fista_backward(Tensor grad, Tensor x, Tensor dictionary, Tensor lmbda, Tensor mu, Tensor step_size, "
+      "Tensor? z0, Tensor? mask, int[] stride, int[] pads, bool nonneg, float[] weights, bool tf32, int[] plan, "
+      "Tensor z, Tensor(a!)? grad_x, Tensor(b!)? grad_z0, Tensor(c!)? penalty_partials, Tensor(d!)? penalty, "
+      "Tensor(e!)? partials, Tensor(f!)? grad_dictionary) -> ()");
+  m.def(
+      "plan(int[] shape, int n_iter, bool from_code, bool momentum, bool backward, int element, int shared_limit, "
+      "int processors) -> int[]");
+  m.def("product_bytes(int element) -> int");
+  m.def("built() -> bool");
+}

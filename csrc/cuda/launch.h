@@ -1,0 +1,16 @@
+// The launchers, one per kernel: what lies above them knows torch, what lies below knows pointers.
+
+#pragma once
+
+#include "arguments.h"
+
+namespace csc::cuda {
+
+void launch_synthesis(const SynthesisArguments& a, Product product, void* stream);
+void launch_analysis(const AnalysisArguments& a, Product product, void* stream);
+void launch_correlation(const CorrelationArguments& a, Product product, void* stream);
+void launch_sums(const SumsArguments& a, void* stream);
+void launch_fista(const SolveArguments& a, Product product, void* stream);
+void launch_fista_backward(const SolveBackwardArguments& a, Product product, void* stream);
+
+}  // namespace csc::cuda

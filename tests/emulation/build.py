@@ -1,0 +1,51 @@
+"""Compiles csrc/cuda as host code, with the emulated headers, into the process that stands for a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+FLAGS = ["-std=c++20", "-O1", "-g1", "-Wno-unknown-pragmas", "-Wno-psabi", "-DCSC_EMULATION", *SANITIZERS]
+
+
+def compiler() -> str | None:
+    return shutil.which("g++")
+
+
+def build(folder: Path, kernels: Path = CUDA, jobs: int = 2) -> Path:
+    """The runner's executable in `folder`, compiled anew where a source changed; `kernels` may be a copy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = [*sorted(kernels.glob("*.cu")), *sorted(HERE.glob("*.cpp"))]
+    headers = [*sorted(kernels.glob("*.cuh")), *sorted(kernels.glob("*.h")), *sorted((HERE / "include").iterdir())]
+    common = b"".join(path.read_bytes() for path in headers) + " ".join(FLAGS).encode()
+
+    def compile_one(source: Path) -> Path:
+        digest = hashlib.sha256(common + source.read_bytes()).hexdigest()[:16]
+        target = folder / f"{source.stem}-{digest}.o"
+        if not target.exists():
+            include = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{kernels.parents[1]}"]
+            partial = target.with_suffix(".partial")
+            command = [compiler(), *FLAGS, *include, "-x", "c++", "-c", str(source), "-o", str(partial)]
+            subprocess.run(command, check=True)
+            partial.rename(target)
+        return target
+
+    with ThreadPoolExecutor(jobs) as pool:
+        objects = list(pool.map(compile_one, sources))
+    names = " ".join(path.name for path in objects).encode()
+    runner = folder / f"runner-{hashlib.sha256(names).hexdigest()[:16]}"
+    if not runner.exists():
+        partial = runner.with_suffix(".partial")
+        subprocess.run(
+            [compiler(), *SANITIZERS, *map(str, objects), "-o", str(partial)],
+            check=True,
+        )
+        partial.rename(runner)
+    return runner

@@ -1,0 +1,114 @@
+"""What reaches the CUDA kernels: nothing after a user's error, and the planned launch otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from emulation.fixtures import device, emulated_process  # noqa: F401
+from helpers import random_problem
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import csc_kernels as csc
+from csc_kernels import backends
+
+
+def on_cuda(**changes: Any) -> dict[str, Any]:
+    """Arguments of csc.fista on a device that is not there."""
+    arguments = {
+        "x": torch.empty(2, 3, 8, 9, device="cuda"),
+        "dictionary": torch.empty(4, 3, 3, 3, device="cuda"),
+        "lmbda": 0.1,
+        "step_size": 0.1,
+        "padding": 1,
+    }
+    return arguments | changes
+
+
+def test_a_solve_and_its_gradients_trace_on_a_cuda_device() -> None:
+    with FakeTensorMode():
+        arguments = on_cuda()
+        z = csc.fista(**arguments)
+        assert z.shape == (2, 4, 8, 9) and z.device.type == "cuda"
+        number, nothing = torch.empty((), device="cuda"), torch.empty(0, device="cuda")
+        tensors = (arguments["x"], arguments["dictionary"], number, number, number, None, None, z, nothing, nothing)
+        needs = [True] * 5 + [False] * 2
+        grads = torch.ops.csc.fista_backward(z, *tensors, 2, [1, 1], [1, 1, 1, 1], True, "fista", needs)
+        for grad, tensor in zip(grads, tensors[:5]):
+            assert grad.shape == tensor.shape and grad.device.type == "cuda"
+
+
+ERRORS = {
+    "channels": (lambda: {"dictionary": torch.empty(4, 2, 3, 3, device="cuda")}, ValueError, "2 input channels"),
+    "dtype": (lambda: {"dictionary": torch.empty(4, 3, 3, 3, device="cuda").half()}, TypeError, "float16"),
+    "code": (lambda: {"z0": torch.empty(2, 4, 8, 8, device="cuda")}, ValueError, r"\(2, 4, 8, 9\)"),
+    "n_iter": (lambda: {"n_iter": 0}, ValueError, "at least 1"),
+    "lmbda": (lambda: {"lmbda": -1.0}, ValueError, "lmbda"),
+    "two_devices": (lambda: {"dictionary": torch.empty(4, 3, 3, 3, device="cuda:1")}, ValueError, "cuda:1.*cuda:0"),
+    "host_and_device": (lambda: {"dictionary": torch.empty(4, 3, 3, 3)}, ValueError, "cpu.*cuda:0"),
+    "parameter_elsewhere": (lambda: {"lmbda": torch.empty(4, 1, 1)}, ValueError, "lmbda is on cpu, x is on cuda:0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_users_error_is_raised_before_any_launch(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "choose", lambda *args, **facts: pytest.fail("a backend was asked"))
+    changes, kind, message = ERRORS[error]
+    with FakeTensorMode(), pytest.raises(kind, match=message):
+        csc.fista(**on_cuda(**changes()))
+
+
+def test_the_order_of_backends_follows_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = dict.fromkeys(("triton", "cuda", "native", "reference"))
+    monkeypatch.setattr(backends, "_MODULES", modules)
+    with FakeTensorMode():
+        x = torch.empty(1, device="cuda")
+        stem, wide = (torch.empty(8, channels, 3, 3, device="cuda") for channels in (4, 5))
+        assert backends._order(x, stem) == ["cuda", "triton", "reference"]
+        assert backends._order(x, wide) == ["triton", "reference", "cuda"]
+    assert backends._order(torch.empty(1), torch.empty(8, 3, 3, 3)) == list(modules)
+
+
+@pytest.mark.parametrize("backward", (False, True))
+def test_every_planned_solve_asks_for_its_kernel_and_grid(device, backward: bool, monkeypatch) -> None:  # noqa: F811
+    """A double stands for the launcher: nothing runs."""
+    from emulation.device import Traffic
+
+    from csc_kernels.cuda.resources import STEMS, TARGETS, plan_of
+
+    def record(op: str, arguments: dict[str, Any], written: set[str]) -> Traffic:
+        device.calls.append((op, arguments, Traffic()))
+        for name in written:
+            if isinstance(arguments[name], torch.Tensor):
+                arguments[name].zero_()
+        return Traffic()
+
+    monkeypatch.setattr(device, "call", record)
+    for stem in STEMS.values():
+        for target in TARGETS.values():
+            device.shared_limit, device.processors = target.block_bytes, target.processors
+            planned = plan_of(stem, backward, 2, target)
+            if not planned:
+                continue
+            device.calls.clear()
+            x = torch.zeros(stem.x, dtype=torch.bfloat16, requires_grad=backward)
+            dictionary = torch.zeros(stem.atoms, stem.x[1], stem.kernel, stem.kernel, dtype=torch.bfloat16)
+            z = csc.fista(x, dictionary, 0.1, 0.1, stem.n_iter, stride=stem.stride, padding=stem.padding)
+            if backward:
+                z.sum().backward()
+            op, arguments, _ = device.calls[-1]
+            assert op == ("fista_backward" if backward else "fista")
+            assert arguments["plan"] == planned[:3]
+            rows, columns, blocks = planned[:3]
+            tiles = -(-z.shape[2] // rows) * -(-z.shape[3] // columns) * z.shape[0]
+            assert 1 <= blocks <= min(tiles, target.processors)
+
+
+def test_out_of_shared_memory_a_solve_goes_step_by_step_and_leaves_no_state(device) -> None:  # noqa: F811
+    problem = random_problem(dtype=torch.float32, padding=1)
+    expected = problem.solve()
+    device.shared_limit = 30 * 1024
+    torch.testing.assert_close(problem.solve(), expected)
+    device.shared_limit = 227 * 1024
+    assert torch.equal(problem.solve(), expected)
