@@ -26,12 +26,6 @@ except ModuleNotFoundError as error:
 
 app = typer.Typer(help="SDNet: image classifiers with sparse coding layers.", no_args_is_help=True)
 
-
-@app.callback()
-def commands() -> None:
-    """Keeps `demo` a subcommand while it is the only one."""
-
-
 def finite(value: float) -> float:
     if not math.isfinite(value) or value <= 0:
         raise typer.BadParameter(f"must be finite and greater than 0, got {value}")
@@ -66,11 +60,37 @@ def demo(
         run(out, Settings(lmbda, iterations, steps, seed, quick), Console())
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe, such as digits, or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; one that has a run goes on.", file_okay=False)],
+    smoke: Annotated[bool, typer.Option("--smoke", help="A minute's trial on random pictures.")] = False,
+) -> None:
+    """Train a model. Every field of the recipe is an option too: --epochs 3 --model.width 16 --data.root DIR.
+
+    The same command goes on with a run that was stopped, at its last checkpoint.
+    """
+    with interruptible():
+        from rich.console import Console
+
+        from .training import recipes
+        from .training.loop import train as run
+
+        wanted = recipes.read_recipe(recipe, context.args)
+        run(recipes.smoke(wanted) if smoke else wanted, out, Console())
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C ends the command with one line and exit code 130."""
+    """Ctrl-C ends the command with one line and exit code 130, a user's mistake with its message and 1."""
+    from .errors import UserError
+
     try:
         yield
+    except UserError as error:
+        typer.echo(f"sdnet: {error}", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("interrupted: no half-written file is left", err=True)
         raise typer.Exit(130) from None
