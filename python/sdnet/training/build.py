@@ -1,4 +1,4 @@
-"""From a recipe to its data, network and optimizer."""
+"""From a recipe to its network and optimizer."""
 
 from __future__ import annotations
 
@@ -8,22 +8,13 @@ import torch
 from torch import nn
 
 from .. import models
-from ..data import Arrays, load_arrays
 from ..errors import UserError
 from ..models.normalized import Normalized
-from .recipe import DataRecipe, OptimizerRecipe, Recipe
+from .recipe import OptimizerRecipe, Recipe
 
 BUILDERS = {
     name: getattr(models, name) for name in ("resnet18", "resnet34", "sdnet18", "sdnet34", "sdnet18_all", "sdnet34_all")
 }
-
-
-def build_arrays(data: DataRecipe) -> Arrays:
-    """The pictures of a recipe."""
-    arrays = load_arrays(data.name, data.root, data.download)
-    if data.limit is not None:
-        arrays = Arrays(arrays.classes, arrays.train.head(data.limit), arrays.test.head(data.limit))
-    return arrays
 
 
 def build_network(recipe: Recipe, num_classes: int) -> Normalized:

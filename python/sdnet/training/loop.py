@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..data import TrainingBatches, TrainingPictures, evaluation_batches
+from ..data import EvaluationBatches, TrainingBatches, load_data
 from ..errors import TrainingError
 from . import checkpoint
-from .build import build_arrays, build_network, build_optimizer
+from .build import build_network, build_optimizer
 from .progress import TrainingProgress
 from .recipe import Recipe
 from .records import Records
@@ -63,13 +63,12 @@ class Run:
     def __init__(self, fabric: Fabric, recipe: Recipe, out: Path, console: Console) -> None:
         self.fabric, self.recipe, self.out, self.console = fabric, recipe, out, console
         torch.manual_seed(recipe.seed)
-        arrays = build_arrays(recipe.data)
-        pictures = TrainingPictures(arrays.train, recipe.seed, recipe.data.pad, recipe.data.flip)
-        share = (fabric.global_rank, fabric.world_size)
-        self.batches = TrainingBatches(pictures, recipe.data.batch, recipe.data.workers, *share)
-        self.test = evaluation_batches(arrays.test, recipe.data.batch, *share)
+        data = load_data(recipe.data, recipe.seed)
+        options = (recipe.data.batch, recipe.data.workers, fabric.global_rank, fabric.world_size)
+        self.batches = TrainingBatches(data.train, *options)
+        self.test = EvaluationBatches(data.test, *options)
 
-        network = build_network(recipe, len(arrays.classes))
+        network = build_network(recipe, len(data.classes))
         if recipe.channels_last:
             network = network.to(memory_format=torch.channels_last)
         self.network = fabric.setup_module(network)
