@@ -5,7 +5,7 @@ PYTHON ?= python3
 RUN = $(VENV)/bin/python
 OUT ?= demo_out
 
-.PHONY: install demo test bench
+.PHONY: install demo train test bench
 
 install: $(VENV)/installed
 
@@ -17,6 +17,11 @@ $(VENV)/installed: setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/cpu/*)
 
 demo: install
 	$(RUN) -m sdnet demo --out $(OUT)
+
+train: install
+	$(RUN) -m sdnet train digits --out $(OUT)/digits
+	$(RUN) -m sdnet invert $(OUT)/digits --out $(OUT)/digits/layers.png
+	$(RUN) -m sdnet show $(OUT)/digits --out $(OUT)/digits/report.html
 
 test: install
 	$(RUN) -m pytest tests csc_kernels --doctest-modules

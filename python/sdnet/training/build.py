@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from .. import models
 from ..errors import UserError
-from ..models.normalized import Normalized
+from ..models import Classifier
 from .recipe import OptimizerRecipe, Recipe
 
-BUILDERS = {
-    name: getattr(models, name) for name in ("resnet18", "resnet34", "sdnet18", "sdnet34", "sdnet18_all", "sdnet34_all")
-}
 
-
-def build_network(recipe: Recipe, num_classes: int) -> Normalized:
+def build_network(recipe: Recipe, classes: Sequence[str]) -> Classifier:
     """The model of a recipe for pictures in [0, 1], randomly initialised.
 
     Raises:
         UserError: no such model, or it does not take the options; the message lists what there is.
     """
-    model = recipe.model
-    if model.name not in BUILDERS:
-        raise UserError(f"model.name must be one of {', '.join(sorted(BUILDERS))}; got {model.name!r}")
-    build = BUILDERS[model.name]
+    model, data = recipe.model, recipe.data
     options = dict(model.options)
     if model.width is not None:
         options["width"] = model.width
-    known = inspect.signature(build).parameters
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise UserError(f"{model.name} takes no {', '.join(unknown)}; model.options may be {', '.join(known)}")
     try:
-        return Normalized(build(num_classes=num_classes, **options), recipe.data.mean, recipe.data.std)
+        return Classifier(
+            model.name, num_classes=len(classes), mean=list(data.mean), std=list(data.std), options=options,
+            classes=list(classes),
+        )  # fmt: skip
     except (TypeError, ValueError) as error:
-        raise UserError(f"{model.name}: {error}") from None
+        raise UserError(f"model: {error}") from None
 
 
 def build_optimizer(network: nn.Module, options: OptimizerRecipe) -> torch.optim.Optimizer:

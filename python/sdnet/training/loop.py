@@ -32,7 +32,8 @@ from .statistics import code_statistics
 def train(recipe: Recipe, out: Path, console: Console) -> dict[str, float]:
     """Train, or go on from out/last.ckpt; the numbers of the last epoch.
 
-    Writes into `out`: last.ckpt, best.ckpt (highest test accuracy), log.csv and tensorboard/.
+    Writes into `out`: last.ckpt, best.ckpt (highest test accuracy), model/ (the last epoch's weights), log.csv and
+    tensorboard/.
 
     Raises:
         UserError: settings, data, checkpoint or disk are not as they must be, or the loss is not finite.
@@ -68,7 +69,7 @@ class Run:
         self.batches = TrainingBatches(data.train, *options)
         self.test = EvaluationBatches(data.test, *options)
 
-        network = build_network(recipe, len(data.classes))
+        network = build_network(recipe, data.classes)
         if recipe.channels_last:
             network = network.to(memory_format=torch.channels_last)
         self.network = fabric.setup_module(network)
@@ -117,6 +118,12 @@ class Run:
             checkpoint.save(self.out / name, state)
         self.fabric.barrier()
 
+    def _export(self) -> None:
+        """The evaluated weights as a model that `Classifier.from_pretrained` and `sdnet show` take."""
+        if self.fabric.is_global_zero:
+            inner = self.network.module if self.average is None else self.average.module
+            inner.save_pretrained(self.out / "model")
+
     # The loop.
 
     def fit(self) -> dict[str, float]:
@@ -133,6 +140,7 @@ class Run:
                 self._save("last.ckpt")
                 if improved:
                     self._save("best.ckpt")
+                self._export()
                 if self.records is not None:
                     self.records.add(self.step, {"epoch": epoch + 1, **numbers})
                 progress.end(epoch, numbers)
