@@ -20,9 +20,9 @@ MOST_ACTIVE = 8
 def inversion_figure(model: nn.Module, pictures: Tensor, layers: list[str]) -> Figure:
     """A row of the given pictures, and one for each layer of what its codes describe.
 
-    Every picture is stretched over its own range, as deep layers keep shapes and lose brightness.
+    Every picture's histogram is equalised, channel by channel, as deep layers keep shapes and lose contrast.
     """
-    rows = {"given": pictures, **{name: stretched(invert(model, pictures, name)) for name in layers}}
+    rows = {"given": pictures, **{name: equalised(invert(model, pictures, name)) for name in layers}}
     figure = Figure(figsize=(1.1 * len(pictures) + 2.2, 1.1 * len(rows)), layout="constrained")
     for row, (name, shown) in zip(figure.subplots(len(rows), len(pictures), squeeze=False), rows.items()):
         for axes, picture in zip(row, shown):
@@ -31,10 +31,11 @@ def inversion_figure(model: nn.Module, pictures: Tensor, layers: list[str]) -> F
     return figure
 
 
-def stretched(pictures: Tensor) -> Tensor:
-    """Each picture over the whole of [0, 1]."""
-    least, most = pictures.amin((1, 2, 3), keepdim=True), pictures.amax((1, 2, 3), keepdim=True)
-    return (pictures - least) / (most - least).clamp_min(1e-12)
+def equalised(pictures: Tensor) -> Tensor:
+    """Each pixel's rank among those of its channel and picture, over [0, 1]."""
+    flat = pictures.flatten(2)
+    ranks = flat.argsort(-1).argsort(-1)
+    return (ranks / max(1, flat.shape[-1] - 1)).view_as(pictures)
 
 
 def show(axes, picture: Tensor) -> None:

@@ -26,7 +26,7 @@ from .progress import TrainingProgress
 from .recipe import Recipe
 from .records import Records
 from .schedule import learning_rate
-from .statistics import code_statistics
+from .statistics import code_statistics, csc_layers
 
 
 def train(recipe: Recipe, out: Path, console: Console) -> dict[str, float]:
@@ -41,21 +41,22 @@ def train(recipe: Recipe, out: Path, console: Console) -> dict[str, float]:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     fabric = Fabric(
-        devices=recipe.devices, num_nodes=recipe.nodes, precision=recipe.precision, strategy=_strategy(recipe)
+        devices=recipe.devices, num_nodes=recipe.nodes, precision=recipe.precision, strategy=recipe.strategy
     )
     fabric.launch()
     run = Run(fabric, recipe, out, console)
     return run.fit()
 
 
-def _strategy(recipe: Recipe) -> Any:
-    if recipe.strategy == "fsdp2":
-        from lightning.fabric.strategies import ModelParallelStrategy
+@torch.no_grad()
+def forget_step_sizes(network: nn.Module) -> None:
+    """Let every sparse coding layer find its step size again.
 
-        from .sharding import shard
-
-        return ModelParallelStrategy(shard, data_parallel_size="auto", tensor_parallel_size=1)
-    return recipe.strategy
+    A checkpoint holds step sizes of the weights before its last step of the optimizer. A layer that loads one takes
+    it for current; the uninterrupted run would not. A change in place, by nothing, is what tells the layer.
+    """
+    for layer in csc_layers(network).values():
+        layer.weight.mul_(1)
 
 
 class Run:
@@ -108,6 +109,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+            forget_step_sizes(self.average)
+        forget_step_sizes(self.network)
         self.step, self.best = state["step"], state["best"]
         torch.set_rng_state(state["generator"])
         self.fabric.print(f"going on after step {self.step}, from {path}")

@@ -98,7 +98,7 @@ class Recipe:
         precision: 32-true, bf16-mixed or 16-mixed.
         channels_last: layout of weights and pictures.
         checkpoint_steps: steps between checkpoints; there is one at the end of every epoch besides.
-        strategy: of Lightning: auto, ddp, or fsdp2, which shards parameters, gradients and optimizer.
+        strategy: of Lightning: auto, or ddp for several processes.
         devices: processes on this machine.
         nodes: machines.
         threads: of PyTorch in each process; None leaves its own choice.
@@ -116,7 +116,7 @@ class Recipe:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = True
     checkpoint_steps: int = 1000
-    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    strategy: Literal["auto", "ddp"] = "auto"
     devices: int = 1
     nodes: int = 1
     threads: Optional[int] = None
