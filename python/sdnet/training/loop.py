@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.fabric import Fabric
@@ -183,14 +183,15 @@ class Run:
 
     def _update(self, pictures: Tensor, labels: Tensor) -> float:
         """One step; the loss of the batch."""
-        loss = F.cross_entropy(self.network(pictures).float(), labels, label_smoothing=self.recipe.label_smoothing)
+        try:
+            logits = self.network(pictures).float()
+        except ValueError as error:
+            # Weights that left the range of numbers are noticed by a sparse coding layer before the loss.
+            self._stop(str(error))
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         value = loss.item()
         if not math.isfinite(value):
-            self._save("failed.ckpt")
-            raise TrainingError(
-                f"the loss is {value} at step {self.step}; the state before this step is {self.out / 'failed.ckpt'}. "
-                "A lower --optimizer.rate, a longer --schedule.warm_up or --clip 1 may help"
-            )
+            self._stop(f"the loss is {value}")
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.recipe.clip is not None:
@@ -199,6 +200,13 @@ class Run:
         if self.average is not None:
             self.average.update_parameters(self.network.module)
         return value
+
+    def _stop(self, reason: str) -> NoReturn:
+        self._save("failed.ckpt")
+        raise TrainingError(
+            f"{reason} at step {self.step}; the state before this step is {self.out / 'failed.ckpt'}. "
+            "A lower --optimizer.rate, a longer --schedule.warm_up or --clip 1 may help"
+        )
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:

@@ -59,4 +59,4 @@ def smoke(recipe: Recipe) -> Recipe:
     """A minute's trial of a recipe: its model and settings on a few random pictures of its data set's shape."""
     batch = min(recipe.data.batch, 16)
     data = replace(recipe.data, root=None, random=True, batch=batch, workers=0, limit=3 * batch)
-    return replace(recipe, data=data, epochs=2, checkpoint_steps=2, devices=1, nodes=1, strategy="auto")
+    return replace(recipe, data=data, epochs=2, checkpoint_steps=2)
