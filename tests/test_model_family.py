@@ -123,16 +123,20 @@ def test_mdeqs_size_is_the_published_one() -> None:
     assert sum(p.numel() for p in mdeq_small(100).parameters()) == 11_249_688
 
 
-def test_mdeqs_states_are_nearly_a_fixed_point() -> None:
+def test_mdeqs_states_are_a_fixed_point_where_there_is_one() -> None:
+    """States near one value make f a contraction; random weights alone do not, whatever the solver."""
     torch.manual_seed(0)
     model = mdeq_small(width=8).eval()
+    for mix in model.transition.mixes:
+        nn.init.constant_(mix[-1].weight, 0.1)
+        nn.init.ones_(mix[-1].bias)
     with torch.no_grad():
         injected = model.stem(images())
         zeros = [torch.zeros(2, c, 32 >> i, 32 >> i) for i, c in enumerate(model.channels)]
         states, _ = model.solver(lambda *z: model.transition(z, injected), zeros)
         change = [a - b for a, b in zip(model.transition(tuple(states[-1]), injected), states[-1])]
     relative = sum(d.square().sum() for d in change).sqrt() / sum(z.square().sum() for z in states[-1]).sqrt()
-    assert relative < 0.05
+    assert relative < 2e-3
 
 
 def test_every_parameter_of_mdeq_has_a_gradient() -> None:
