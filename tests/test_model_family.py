@@ -1,4 +1,4 @@
-"""The models as timm, torch.export, torch.compile, ONNX and huggingface_hub see them, and the rivals' mathematics."""
+"""The models as timm, torch.export, torch.compile, ONNX and huggingface_hub see them, and the rivals' sums."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import timm  # noqa: E402
 from sdnet.export import export_onnx, plain  # noqa: E402
 from sdnet.models import MODELS, Classifier, build  # noqa: E402
 from sdnet.models.mdeq import mdeq_small  # noqa: E402
-from sdnet.models.scn import PatchCoding, SCN, _PatchCode, nonnegative_codes, solve_on_support  # noqa: E402
+from sdnet.models.scn import SCN, PatchCoding, _PatchCode, nonnegative_codes, solve_on_support  # noqa: E402
 
 import csc_kernels as csc  # noqa: E402
 

@@ -207,7 +207,10 @@ def test_a_bias_stays_behind_the_code() -> None:
 
 def test_patterns_choose_the_layers_and_reasons_say_what_stays() -> None:
     model = nn.ModuleDict(
-        {"stem": nn.Conv2d(3, 8, 3), "body": nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, dilation=2))}
+        {
+            "stem": nn.Conv2d(3, 8, 3),
+            "body": nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, dilation=2)),
+        }
     )
     done = sdnet.replace_convs(model, ["stem", "body.*"], show=False)
     assert {entry.name: entry.reason for entry in done} == {

@@ -90,7 +90,9 @@ def test_a_run_leaves_checkpoints_a_model_and_logs(finished: Path) -> None:
         assert len(values) == 17 and all(math.isfinite(value) and value >= 0 for value in values)
 
 
-def test_killed_with_sigkill_and_called_again_a_run_ends_at_the_same_weights(finished: Path, tmp_path: Path) -> None:
+def test_killed_with_sigkill_and_called_again_a_run_ends_at_the_same_weights(
+    finished: Path, tmp_path: Path
+) -> None:
     """The second step's checkpoint is there: the kill falls somewhere in what follows."""
     command = [sys.executable, "-m", "sdnet", "train", "digits", "--out", str(tmp_path), *OPTIONS]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
@@ -159,7 +161,9 @@ def test_a_checkpoint_of_another_recipe_is_refused_with_what_differs(finished: P
         train(other, finished)
 
 
-def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint.save(tmp_path / "last.ckpt", {"step": 1})
     before = (tmp_path / "last.ckpt").read_bytes()
 

@@ -29,6 +29,7 @@ except ModuleNotFoundError as error:
 
 app = typer.Typer(help="SDNet: image classifiers with sparse coding layers.", no_args_is_help=True)
 
+
 def finite(value: float) -> float:
     if not math.isfinite(value) or value <= 0:
         raise typer.BadParameter(f"must be finite and greater than 0, got {value}")
@@ -41,9 +42,7 @@ def demo(
     lmbda: Annotated[float, typer.Option(help="Weight of the l1 norm.", callback=finite)] = 0.1,
     iterations: Annotated[int, typer.Option(help="FISTA iterations per picture.", min=1)] = 40,
     steps: Annotated[int, typer.Option(help="Steps of Adam for the dictionary.", min=0)] = 120,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of PyTorch; its own choice without.", min=1)
-    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of PyTorch; its own choice without.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of the dictionary and the noise.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Small pictures and few steps, for tests.")] = False,
 ) -> None:

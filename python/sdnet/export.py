@@ -32,9 +32,7 @@ class PlainCode(nn.Module):
         self.n_iter, self.nonneg, self.momentum = layer.n_iter, layer.nonneg, layer.momentum
         kernel = layer.kernel_size
         # Rows and columns that no atom reaches: the output_padding of the synthesis.
-        self.rest = tuple(
-            (n + 2 * p - k) % s for n, p, k, s in zip(size, self.padding, kernel, self.stride)
-        )
+        self.rest = tuple((n + 2 * p - k) % s for n, p, k, s in zip(size, self.padding, kernel, self.stride))
         self.register_buffer("dictionary", layer.dictionary().detach().clone())
         step = layer.step_size.detach()
         self.register_buffer("step", step.clone())

@@ -179,7 +179,9 @@ class EncodedEvaluation(Dataset):
         return _batch(self.source, numbers, lambda picture, number: self.transform(picture))
 
 
-def _batch(source: Source, numbers: Sequence[int], transformed: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor]:
+def _batch(
+    source: Source, numbers: Sequence[int], transformed: Callable[[Tensor, int], Tensor]
+) -> tuple[Tensor, Tensor]:
     pictures, labels = [], []
     for number in numbers:
         content, label, name = source.read(number)

@@ -29,9 +29,7 @@ def load_data(recipe: DataRecipe, seed: int) -> Data:
         return _encoded(recipe, seed)
     arrays = load_arrays(recipe)
     train, test = (part.head(recipe.limit) for part in (arrays.train, arrays.test))
-    return Data(
-        arrays.classes, TrainingPictures(train, seed, recipe.pad, recipe.flip), EvaluationPictures(test)
-    )
+    return Data(arrays.classes, TrainingPictures(train, seed, recipe.pad, recipe.flip), EvaluationPictures(test))
 
 
 def load_arrays(recipe: DataRecipe) -> Arrays:

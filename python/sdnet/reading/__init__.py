@@ -1,4 +1,4 @@
-"""Reading a network: its codes mapped back to pictures, its dictionaries and what they do, as figures and a page."""
+"""Reading a network: codes mapped back to pictures, dictionaries and what they do, as figures and a page."""
 
 from .inversion import invert, invertible_layers
 

@@ -16,7 +16,15 @@ from ..files import written_aside
 FORMAT = "sdnet training 1"
 
 # Fields of a recipe that may change between two calls of one run: where and how fast it runs, not what it learns.
-FREE = (("data", "root"), ("data", "download"), ("data", "workers"), ("checkpoint_steps",), ("devices",), ("nodes",))
+FREE = (
+    ("data", "root"),
+    ("data", "download"),
+    ("data", "workers"),
+    ("checkpoint_steps",),
+    ("devices",),
+    ("nodes",),
+    ("strategy",),
+)
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -30,7 +38,9 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
             torch.save({"format": FORMAT, **state}, aside)
         except RuntimeError as error:
             # torch's zip writer turns a failed write(2) into a RuntimeError of its own.
-            raise OSError(f"torch could not write it, the disk may be full ({str(error).splitlines()[0]})") from error
+            raise OSError(
+                f"torch could not write it, the disk may be full ({str(error).splitlines()[0]})"
+            ) from error
 
 
 def load(path: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:

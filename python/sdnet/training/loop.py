@@ -217,8 +217,14 @@ class Run:
             labels = labels.to(self.fabric.device)
             logits = network(self._prepared(pictures)).float()
             hits = (logits.argmax(1) == labels).sum()
-            sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum"), hits, hits * 0 + len(labels)]).cpu()
+            sums += torch.stack(
+                [F.cross_entropy(logits, labels, reduction="sum"), hits, hits * 0 + len(labels)]
+            ).cpu()
         loss, hits, count = self.fabric.all_reduce(sums, reduce_op="sum").tolist()
         pictures, _ = next(iter(self.test))
         inner = self.average.module if self.average is not None else self.network.module
-        return {"test_loss": loss / count, "accuracy": hits / count, **code_statistics(inner, self._prepared(pictures))}
+        return {
+            "test_loss": loss / count,
+            "accuracy": hits / count,
+            **code_statistics(inner, self._prepared(pictures)),
+        }

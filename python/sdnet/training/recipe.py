@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 DataName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder", "shards"]
 
@@ -18,7 +18,7 @@ class ModelRecipe:
     """
 
     name: str = "sdnet18"
-    width: Optional[int] = None
+    width: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -39,7 +39,7 @@ class DataRecipe:
     """
 
     name: DataName = "digits"
-    root: Optional[Path] = None
+    root: Path | None = None
     download: bool = False
     batch: int = 128
     workers: int = 0
@@ -48,7 +48,7 @@ class DataRecipe:
     size: int = 224
     mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
     std: tuple[float, ...] = (0.2023, 0.1994, 0.2010)
-    limit: Optional[int] = None
+    limit: int | None = None
     random: bool = False
 
 
@@ -111,15 +111,15 @@ class Recipe:
     epochs: int = 220
     seed: int = 1
     label_smoothing: float = 0.0
-    clip: Optional[float] = None
-    ema: Optional[float] = None
+    clip: float | None = None
+    ema: float | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = True
     checkpoint_steps: int = 1000
     strategy: Literal["auto", "ddp"] = "auto"
     devices: int = 1
     nodes: int = 1
-    threads: Optional[int] = None
+    threads: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and checkpoints hold them."""

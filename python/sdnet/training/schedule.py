@@ -7,7 +7,9 @@ import math
 from .recipe import ScheduleRecipe
 
 
-def learning_rate(step: int, *, highest: float, steps_per_epoch: int, epochs: int, schedule: ScheduleRecipe) -> float:
+def learning_rate(
+    step: int, *, highest: float, steps_per_epoch: int, epochs: int, schedule: ScheduleRecipe
+) -> float:
     """The rate of one step, counted from 0.
 
     cosine: least + (highest - least) (1 + cos(pi p)) / 2, p the share of the steps after the warm-up that are
