@@ -27,7 +27,7 @@ class Cleaned(nn.Module):
 
 
 class AsShipped(nn.Module):
-    """The published layer with the power iteration that its training and validation loops call before each batch."""
+    """The published layer with the power iteration that its loops call before each batch."""
 
     def __init__(self, layer: csc.CSCConv2d) -> None:
         super().__init__()

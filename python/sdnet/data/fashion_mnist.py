@@ -13,7 +13,7 @@ from ..errors import DataError
 from .arrays import Arrays, Split
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-# An idx file begins with zero, zero, the type (8: uint8), the number of axes, and their lengths as big-endian int32.
+# An idx file begins with zero, zero, the type (8: uint8), the number of axes, and their lengths, big-endian int32.
 UINT8 = 8
 
 
