@@ -13,7 +13,7 @@ endif
 # "cuda" runs the tests and the benchmarks on a GPU.
 DEVICE ?= cpu
 
-.PHONY: install demo test prove bench profile wheel-check
+.PHONY: install demo train pretrained test prove bench profile wheel-check
 
 install: $(VENV)/installed
 
@@ -25,6 +25,23 @@ $(VENV)/installed: setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/cpu/* csrc
 
 demo: install
 	$(RUN) -m sdnet demo --out $(OUT)
+
+train: install
+	$(RUN) -m sdnet train digits --out $(OUT)/digits
+	$(RUN) -m sdnet invert $(OUT)/digits --out $(OUT)/digits/layers.png
+	$(RUN) -m sdnet show $(OUT)/digits --out $(OUT)/digits/report.html
+
+# Trains what ships, or goes on with it: make pretrained CIFAR10=FOLDER_OR_ARCHIVE
+SMALL = resnet18 sdnet18 sdnet18_all
+pretrained: install $(SMALL:%=pretrained-%)
+
+pretrained-%:
+	$(RUN) -m sdnet train cifar10_small --out runs/cifar10_$*_w16 --model.name $* --data.root $(CIFAR10)
+	mkdir -p python/sdnet/pretrained_models/cifar10_$*_w16
+	cp runs/cifar10_$*_w16/model/config.json runs/cifar10_$*_w16/model/model.safetensors runs/cifar10_$*_w16/log.csv \
+		python/sdnet/pretrained_models/cifar10_$*_w16
+	echo "sdnet train cifar10_small --model.name $* --data.root CIFAR10" \
+		> python/sdnet/pretrained_models/cifar10_$*_w16/command.txt
 
 test: install
 	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest tests csc_kernels --doctest-modules

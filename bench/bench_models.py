@@ -1,81 +1,179 @@
-"""Does a network with the layer keep the pace of one without? Writes models.csv."""
+"""Do networks with the layer keep the pace of those without, and of their rivals? Writes models.csv."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from cases import LAYOUTS
-from harness import Contender, backend_name, choose_allocator, interleave, provenance, show, update_csv
-from sdnet.models import resnet18, sdnet18, sdnet18_all
+from harness import Contender, backend_name, choose_allocator, console, interleave, provenance, show, update_csv
+from model_variants import as_shipped, cleaned_eager
+from rich.table import Table
+from sdnet.models import MODELS
+from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-# SDNet-18-all has the layer everywhere, and four times the arithmetic: in one layout, as information.
-MODELS = {
-    "ResNet-18": (resnet18, tuple(LAYOUTS)),
-    "SDNet-18": (sdnet18, tuple(LAYOUTS)),
-    "SDNet-18-all": (sdnet18_all, ("channels_last",)),
-}
-BATCH = 64
 MODES = ("inference", "training")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BOTH, LAST = tuple(LAYOUTS), ("channels_last",)
 
 
-def model_call(build: Callable[..., torch.nn.Module], layout: str, mode: str) -> Callable[[], object]:
-    """Logits of one batch, or one step of training with SGD."""
+@dataclass(frozen=True)
+class Entry:
+    """A model in the layouts that are tried, and what is done to it first."""
+
+    model: str
+    layouts: tuple[str, ...] = BOTH
+    change: Callable[[nn.Module], nn.Module] = lambda model: model
+
+
+@dataclass(frozen=True)
+class Case:
+    """Networks that are timed side by side."""
+
+    stem: str
+    size: int
+    batch: int
+    entries: dict[str, Entry]
+
+    @property
+    def name(self) -> str:
+        kind = {"cifar": "CIFAR", "imagenet": "ImageNet"}[self.stem]
+        return f"{kind} network, batch {self.batch}"
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, dynamic=False)
+
+
+PAIRS = {
+    "ResNet-18": Entry("resnet18"),
+    "SDNet-18": Entry("sdnet18"),
+    "ResNet-34": Entry("resnet34"),
+    "SDNet-34": Entry("sdnet34"),
+}
+COMPILED = {
+    "ResNet-18 compiled": Entry("resnet18", LAST, compiled),
+    "SDNet-18 compiled": Entry("sdnet18", LAST, compiled),
+}
+ALL = {
+    "ResNet-18": Entry("resnet18"),
+    "SDNet-18-all": Entry("sdnet18_all", LAST),
+    "SDNet-18-all, cleaned eager": Entry("sdnet18_all", BOTH, cleaned_eager),
+    "SDNet-18-all, cleaned compiled": Entry("sdnet18_all", BOTH, lambda model: compiled(cleaned_eager(model))),
+    "SDNet-18-all, as shipped": Entry("sdnet18_all", ("contiguous",), as_shipped),
+    "SDNet-34-all": Entry("sdnet34_all", LAST),
+}
+RIVALS = {
+    "SDNet-18": Entry("sdnet18", LAST),
+    "SDNet-18, as shipped": Entry("sdnet18", ("contiguous",), as_shipped),
+    "MDEQ": Entry("mdeq_small", ("contiguous",)),
+    "SCN": Entry("scn", ("contiguous",)),
+}
+CASES = {
+    "pairs": Case("cifar", 32, 64, PAIRS | COMPILED),
+    "all": Case("cifar", 32, 32, ALL),
+    "rivals": Case("cifar", 32, 16, RIVALS),
+    "imagenet": Case("imagenet", 224, 8, PAIRS),
+    "imagenet_all": Case("imagenet", 224, 4, {name: ALL[name] for name in ("ResNet-18", "SDNet-18-all")}),
+}
+
+
+def build(entry: Entry, stem: str) -> nn.Module:
     torch.manual_seed(0)
-    model = build(num_classes=10, stem="cifar").to(memory_format=LAYOUTS[layout])
-    x = torch.randn(BATCH, 3, 32, 32).to(memory_format=LAYOUTS[layout])
+    options = {} if entry.model in ("mdeq_small", "scn") else {"stem": stem}
+    return MODELS[entry.model](num_classes=10 if stem == "cifar" else 1000, **options)
+
+
+def model_call(entry: Entry, case: Case, layout: str, mode: str, dtype: torch.dtype) -> Callable[[], object]:
+    """Logits of one batch, or one step of training with SGD."""
+    model = build(entry, case.stem).to(memory_format=LAYOUTS[layout])
+    model = entry.change(model)
+    x = torch.randn(case.batch, 3, case.size, case.size).to(memory_format=LAYOUTS[layout])
+
+    def logits() -> torch.Tensor:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return model(x)
+
     if mode == "inference":
         model.eval()
 
         def infer() -> torch.Tensor:
-            with torch.inference_mode():
-                return model(x)
+            with torch.no_grad():
+                return logits()
 
         return infer
 
-    labels = torch.randint(10, (BATCH,))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    labels = torch.randint(10, (case.batch,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
 
     def train() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(x), labels).backward()
+        F.cross_entropy(logits().float(), labels).backward()
         optimizer.step()
 
     return train
 
 
+def sizes(case: Case) -> Table:
+    """Parameters, and floating point operations of one picture in ordinary convolutions and products.
+
+    A sparse coding layer counts as its two steps in plain operators: three convolutions.
+    """
+    table = Table(title=f"sizes, {case.name}")
+    for heading in ("model", "parameters", "GFLOP per picture"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for name, entry in case.entries.items():
+        if name.count(",") or name.endswith("compiled"):
+            continue
+        model = build(entry, case.stem).eval()
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            cleaned_eager(model)(torch.randn(1, 3, case.size, case.size))
+        table.add_row(name, f"{parameters:,}", f"{counter.get_total_flops() / 1e9:.3f}")
+    return table
+
+
 def main(
+    only: Annotated[list[str] | None, typer.Option(help=f"Some of {', '.join(CASES)}; all without.")] = None,
+    mode: Annotated[list[str] | None, typer.Option(help="inference, training; both without.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 by autocast.")] = "float32",
     rounds: Annotated[int, typer.Option(min=2, help="Rounds.")] = 7,
-    quick: Annotated[bool, typer.Option(help="Three rounds, without SDNet-18-all.")] = False,
+    quick: Annotated[bool, typer.Option(help="Three rounds of the pairs.")] = False,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     allocator: Annotated[str, typer.Option(help="keep or system, see harness.choose_allocator.")] = "keep",
     out: Annotated[Path, typer.Option(help="Folder for models.csv.")] = Path("bench/results"),
 ) -> None:
-    """Time whole networks, CIFAR stem, batch 64."""
+    """Time whole networks at full width: images per second are batch / median."""
     torch.set_num_threads(threads)
     choose_allocator(allocator)
-    for mode in MODES:
-        contenders = [
-            Contender(
-                name,
-                layout,
-                model_call(build, layout, mode),
-                backend="torch" if name == "ResNet-18" else backend_name(),
-            )
-            for name, (build, layouts) in MODELS.items()
-            for layout in layouts
-            if not (quick and name == "SDNet-18-all")
-        ]
-        title = f"models, {mode}, batch {BATCH}"
-        interleave(contenders, title, rounds=3 if quick else rounds, seconds=0, warm_up=1)
-        facts = {"case": f"CIFAR network, batch {BATCH}", "mode": mode, "dtype": "float32"}
-        rows = [{**facts, "allocator": allocator, **provenance(), **one.row()} for one in contenders]
-        update_csv(out / "models.csv", rows)
-        show(title, rows)
+    for name in ["pairs"] if quick else only or CASES:
+        case = CASES[name]
+        console.print(sizes(case))
+        for one in mode or MODES:
+            run(case, one, dtype, 3 if quick else rounds, allocator, out)
+
+
+def run(case: Case, mode: str, dtype: str, rounds: int, allocator: str, out: Path) -> None:
+    contenders = [
+        Contender(
+            name, layout, model_call(entry, case, layout, mode, DTYPES[dtype]),
+            backend=backend_name() if name.startswith("SDNet") and "," not in name else "torch",
+        )
+        for name, entry in case.entries.items()
+        for layout in entry.layouts
+    ]  # fmt: skip
+    title = f"{case.name}, {mode}, {dtype}"
+    interleave(contenders, title, rounds=rounds, seconds=0, warm_up=1)
+    facts = {"case": case.name, "mode": mode, "dtype": dtype}
+    rows = [{**facts, "allocator": allocator, **provenance(), **one.row()} for one in contenders]
+    update_csv(out / "models.csv", rows)
+    show(title, rows)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """Image classifiers whose convolutions are sparse codes: SDNet (Dai et al. 2022, arXiv 2210.12945)."""
 
 from . import models
+from .models import Classifier
+from .pretrained import load_pretrained, pretrained
+from .reading import invert
+from .replace import replace_convs
 
-__all__ = ["models"]
+__all__ = ["Classifier", "invert", "load_pretrained", "models", "pretrained", "replace_convs"]

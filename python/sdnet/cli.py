@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-OPTIONAL = {"matplotlib", "numpy", "PIL", "rich", "skimage", "sklearn", "typer"}
+OPTIONAL = {
+    "PIL", "huggingface_hub", "jsonargparse", "lightning", "matplotlib", "numpy", "rich", "safetensors", "skimage",
+    "sklearn", "tensorboard", "timm", "torchdeq", "torchvision", "typer",
+}  # fmt: skip
 
 
 def missing(error: ModuleNotFoundError) -> SystemExit:
@@ -25,11 +28,6 @@ except ModuleNotFoundError as error:
     raise missing(error) from None
 
 app = typer.Typer(help="SDNet: image classifiers with sparse coding layers.", no_args_is_help=True)
-
-
-@app.callback()
-def commands() -> None:
-    """Keeps `demo` a subcommand while it is the only one."""
 
 
 def finite(value: float) -> float:
@@ -64,11 +62,83 @@ def demo(
         run(out, Settings(lmbda, iterations, steps, seed, quick), Console())
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe, such as digits, or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; one that has a run goes on.", file_okay=False)],
+    smoke: Annotated[bool, typer.Option("--smoke", help="A minute's trial on random pictures.")] = False,
+) -> None:
+    """Train a model. Every field of the recipe is an option too: --epochs 3 --model.width 16 --data.root DIR.
+
+    The same command goes on with a run that was stopped, at its last checkpoint.
+    """
+    with interruptible():
+        from rich.console import Console
+
+        from .training import recipes
+        from .training.loop import train as run
+
+        wanted = recipes.read_recipe(recipe, context.args)
+        run(recipes.smoke(wanted) if smoke else wanted, out, Console())
+
+
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(help="A shipped model, the folder of a run, or of save_pretrained.")],
+    out: Annotated[Path, typer.Option(help="The page, an .html file.", dir_okay=False)],
+    pictures: Annotated[Path | None, typer.Option(help="Picture files in a folder; the digits without.")] = None,
+) -> None:
+    """One HTML page: dictionary, most active atoms, histograms, sparsity and what the codes describe."""
+    with interruptible():
+        from .errors import UserError
+        from .pretrained import load_model
+        from .reading.pictures import few_pictures
+        from .reading.report import write_report
+
+        try:
+            write_report(out, load_model(model), few_pictures(pictures), model)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        typer.echo(f"written: {out}")
+
+
+@app.command()
+def invert(
+    model: Annotated[str, typer.Argument(help="A shipped model, the folder of a run, or of save_pretrained.")],
+    out: Annotated[Path, typer.Option(help="The figure, a .png file.", dir_okay=False)],
+    layer: Annotated[list[str] | None, typer.Option(help="Name of a layer; all that can be inverted.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Picture files in a folder; the digits without.")] = None,
+) -> None:
+    """The pictures that the codes of a network's layers describe."""
+    with interruptible():
+        from .errors import UserError
+        from .files import written_aside
+        from .pretrained import load_model
+        from .reading.figures import inversion_figure
+        from .reading.inversion import invertible_layers
+        from .reading.pictures import few_pictures
+
+        network = load_model(model)
+        try:
+            figure = inversion_figure(network, few_pictures(pictures), layer or invertible_layers(network))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        with written_aside(out) as aside:
+            figure.savefig(aside, dpi=120)
+        typer.echo(f"written: {out}")
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C ends the command with one line and exit code 130."""
+    """Ctrl-C ends the command with one line and exit code 130, a user's mistake with its message and 1."""
+    from .errors import UserError
+
     try:
         yield
+    except UserError as error:
+        typer.echo(f"sdnet: {error}", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("interrupted: no half-written file is left", err=True)
         raise typer.Exit(130) from None

@@ -1,14 +1,23 @@
-"""SDNet-18 and -34, with sparse codes in the stem or everywhere, and the ResNets they are compared with."""
+"""SDNet-18 and -34, with sparse codes in the stem or everywhere, and the models they are compared with."""
 
+from .classifier import Classifier
+from .mdeq import mdeq_small
 from .published import load_published
+from .registry import MODELS, build
 from .resnet import ResNet, resnet18, resnet34
+from .scn import scn
 from .sdnet import sdnet18, sdnet18_all, sdnet34, sdnet34_all
 
 __all__ = [
+    "MODELS",
+    "Classifier",
     "ResNet",
+    "build",
     "load_published",
+    "mdeq_small",
     "resnet18",
     "resnet34",
+    "scn",
     "sdnet18",
     "sdnet18_all",
     "sdnet34",

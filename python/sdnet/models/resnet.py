@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 BLOCKS_18 = (2, 2, 2, 2)
 BLOCKS_34 = (3, 4, 6, 3)
-STAGE_CHANNELS = (64, 128, 256, 512)
+# Channels of the four stages, in multiples of the width, which is that of the stem.
+STAGE_WIDTHS = (1, 2, 4, 8)
 
 # The first layer of a network: kernel, stride and padding. ImageNet's halves the image once more after it.
 STEMS = {"cifar": (3, 1, 1), "imagenet": (7, 2, 3)}
@@ -60,13 +61,22 @@ class BasicBlock(nn.Module):
         return F.relu(out, inplace=True)
 
 
-def make_stages(blocks: Sequence[int], block: Block) -> list[nn.Sequential]:
+def check_counts(**counts: int) -> None:
+    """Arguments that are numbers of something: ints, at least 1."""
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise TypeError(f"{name} must be an int, got {count!r}")
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+
+
+def make_stages(blocks: Sequence[int], block: Block, width: int) -> list[nn.Sequential]:
     """Four stages of `blocks` blocks; each after the first halves the image and doubles the channels."""
     stages = []
-    in_channels = STAGE_CHANNELS[0]
-    for count, channels in zip(blocks, STAGE_CHANNELS):
-        first_stride = 1 if channels == STAGE_CHANNELS[0] else 2
-        first = block(in_channels, channels, first_stride)
+    in_channels = width
+    for count, multiple in zip(blocks, STAGE_WIDTHS):
+        channels = multiple * width
+        first = block(in_channels, channels, 1 if multiple == 1 else 2)
         stages.append(nn.Sequential(first, *(block(channels, channels, 1) for _ in range(count - 1))))
         in_channels = channels
     return stages
@@ -79,15 +89,11 @@ class ResNet(nn.Module):
         x (N, 3, H, W), any H and W -> logits (N, num_classes).
     """
 
-    def __init__(self, stem: nn.Module, stages: Sequence[nn.Module], num_classes: int) -> None:
+    def __init__(self, stem: nn.Module, stages: Sequence[nn.Module], num_classes: int, width: int) -> None:
         super().__init__()
-        if not isinstance(num_classes, int) or isinstance(num_classes, bool):
-            raise TypeError(f"num_classes must be an int, got {num_classes!r}")
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.layer0 = stem
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.linear = nn.Linear(STAGE_CHANNELS[-1], num_classes)
+        self.linear = nn.Linear(STAGE_WIDTHS[-1] * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in (self.layer0, self.layer1, self.layer2, self.layer3, self.layer4):
@@ -95,24 +101,26 @@ class ResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def _resnet(blocks: Sequence[int], num_classes: int, stem: str) -> ResNet:
+def _resnet(blocks: Sequence[int], num_classes: int, stem: str, width: int) -> ResNet:
+    check_counts(num_classes=num_classes, width=width)
     kernel, stride, padding = stem_geometry(stem)
     layer0 = nn.Sequential(
-        nn.Conv2d(3, 64, kernel, stride=stride, padding=padding, bias=False),
-        nn.BatchNorm2d(64),
+        nn.Conv2d(3, width, kernel, stride=stride, padding=padding, bias=False),
+        nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
     )
     if stem == "imagenet":
         layer0.append(nn.MaxPool2d(3, stride=2, padding=1))
-    return ResNet(layer0, make_stages(blocks, BasicBlock), num_classes)
+    return ResNet(layer0, make_stages(blocks, BasicBlock, width), num_classes, width)
 
 
-def resnet18(num_classes: int = 10, stem: str = "cifar") -> ResNet:
+def resnet18(num_classes: int = 10, stem: str = "cifar", width: int = 64) -> ResNet:
     """ResNet-18 (He et al. 2016, arXiv 1512.03385), randomly initialised: 11,173,962 parameters by default.
 
     Args:
         num_classes: number of logits, at least 1.
         stem: "cifar", a 3x3 convolution, or "imagenet", a 7x7 convolution of stride 2 and a max pool.
+        width: channels of the stem and the first stage; the others have 2, 4 and 8 times as many.
 
     Raises:
         TypeError, ValueError: an argument is none of these.
@@ -120,13 +128,13 @@ def resnet18(num_classes: int = 10, stem: str = "cifar") -> ResNet:
     >>> sum(p.numel() for p in resnet18().parameters())
     11173962
     """
-    return _resnet(BLOCKS_18, num_classes, stem)
+    return _resnet(BLOCKS_18, num_classes, stem, width)
 
 
-def resnet34(num_classes: int = 10, stem: str = "cifar") -> ResNet:
+def resnet34(num_classes: int = 10, stem: str = "cifar", width: int = 64) -> ResNet:
     """ResNet-34: as `resnet18`, with 3, 4, 6 and 3 blocks.
 
     >>> sum(p.numel() for p in resnet34().parameters())
     21282122
     """
-    return _resnet(BLOCKS_34, num_classes, stem)
+    return _resnet(BLOCKS_34, num_classes, stem, width)

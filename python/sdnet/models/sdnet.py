@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from csc_kernels import CSCConv2d
 
-from .resnet import BLOCKS_18, BLOCKS_34, BasicBlock, ResNet, make_stages, projection, stem_geometry
+from .resnet import BLOCKS_18, BLOCKS_34, BasicBlock, ResNet, check_counts, make_stages, projection, stem_geometry
 
 
 def _named(**modules: nn.Module) -> nn.Sequential:
@@ -49,40 +49,50 @@ class CSCBlock(nn.Module):
         return F.relu(out, inplace=True)
 
 
-def _stem(stem: str, options: dict[str, Any]) -> nn.Sequential:
+def _stem(stem: str, width: int, options: dict[str, Any]) -> nn.Sequential:
     kernel, stride, padding = stem_geometry(stem)
-    return nn.Sequential(_csc(3, 64, kernel, stride, padding, options), nn.BatchNorm2d(64))
+    return nn.Sequential(_csc(3, width, kernel, stride, padding, options), nn.BatchNorm2d(width))
 
 
-def _sdnet(blocks: Sequence[int], num_classes: int, stem: str, options: dict[str, Any]) -> ResNet:
-    layer0 = _stem(stem, options)
+def _sdnet(blocks: Sequence[int], num_classes: int, stem: str, width: int, options: dict[str, Any]) -> ResNet:
+    check_counts(num_classes=num_classes, width=width)
+    layer0 = _stem(stem, width, options)
     if stem == "imagenet":
         layer0.append(nn.MaxPool2d(3, stride=2, padding=1))
-    return ResNet(layer0, make_stages(blocks, BasicBlock), num_classes)
+    return ResNet(layer0, make_stages(blocks, BasicBlock, width), num_classes, width)
 
 
 def _sdnet_all(
-    blocks: Sequence[int], num_classes: int, stem: str, shortcut: bool, options: dict[str, Any]
+    blocks: Sequence[int], num_classes: int, stem: str, width: int, shortcut: bool, options: dict[str, Any]
 ) -> ResNet:
+    check_counts(num_classes=num_classes, width=width)
+
     def block(in_channels: int, out_channels: int, stride: int) -> CSCBlock:
         return CSCBlock(in_channels, out_channels, stride, shortcut, options)
 
-    layer0 = _stem(stem, options)
+    layer0 = _stem(stem, width, options)
     if stem == "imagenet":
         # In the place of the max pool, which has no inverse; without a batch norm of its own, as published.
-        layer0.append(_csc(64, 64, 3, 2, 1, options))
-    stages = [_named(layers=stage) for stage in make_stages(blocks, block)]
-    return ResNet(layer0, stages, num_classes)
+        layer0.append(_csc(width, width, 3, 2, 1, options))
+    stages = [_named(layers=stage) for stage in make_stages(blocks, block, width)]
+    return ResNet(layer0, stages, num_classes, width)
 
 
 def sdnet18(
-    num_classes: int = 10, stem: str = "cifar", *, lmbda: float = 0.1, mu: float = 0.0, n_iter: int = 2
+    num_classes: int = 10,
+    stem: str = "cifar",
+    width: int = 64,
+    *,
+    lmbda: float = 0.1,
+    mu: float = 0.0,
+    n_iter: int = 2,
 ) -> ResNet:
     """SDNet-18: ResNet-18 whose stem convolution and its ReLU are one sparse code.
 
     Args:
         num_classes: number of logits, at least 1.
         stem: "cifar", 3x3 atoms, or "imagenet", 7x7 atoms at stride 2 and a max pool.
+        width: atoms of the stem, and channels of the first stage; the others have 2, 4 and 8 times as many.
         lmbda: weight of the codes' l1 norm, at least 0; `csc_kernels.set_lmbda` changes it later.
         mu: weight of their squared l2 norm, at least 0.
         n_iter: steps of FISTA per layer, at least 1. From 3 steps on this is the textbook's momentum, which
@@ -95,23 +105,30 @@ def sdnet18(
     >>> sum(p.numel() for p in model.parameters())
     11173962
     """
-    return _sdnet(BLOCKS_18, num_classes, stem, {"lmbda": lmbda, "mu": mu, "n_iter": n_iter})
+    return _sdnet(BLOCKS_18, num_classes, stem, width, {"lmbda": lmbda, "mu": mu, "n_iter": n_iter})
 
 
 def sdnet34(
-    num_classes: int = 10, stem: str = "cifar", *, lmbda: float = 0.1, mu: float = 0.0, n_iter: int = 2
+    num_classes: int = 10,
+    stem: str = "cifar",
+    width: int = 64,
+    *,
+    lmbda: float = 0.1,
+    mu: float = 0.0,
+    n_iter: int = 2,
 ) -> ResNet:
     """SDNet-34: ResNet-34 with the stem of `sdnet18`, and its arguments.
 
     >>> sum(p.numel() for p in sdnet34().parameters())
     21282122
     """
-    return _sdnet(BLOCKS_34, num_classes, stem, {"lmbda": lmbda, "mu": mu, "n_iter": n_iter})
+    return _sdnet(BLOCKS_34, num_classes, stem, width, {"lmbda": lmbda, "mu": mu, "n_iter": n_iter})
 
 
 def sdnet18_all(
     num_classes: int = 10,
     stem: str = "cifar",
+    width: int = 64,
     *,
     shortcut: bool = True,
     lmbda: float = 0.1,
@@ -131,12 +148,13 @@ def sdnet18_all(
     11000138
     """
     options = {"lmbda": lmbda, "mu": mu, "n_iter": n_iter}
-    return _sdnet_all(BLOCKS_18, num_classes, stem, shortcut, options)
+    return _sdnet_all(BLOCKS_18, num_classes, stem, width, shortcut, options)
 
 
 def sdnet34_all(
     num_classes: int = 10,
     stem: str = "cifar",
+    width: int = 64,
     *,
     shortcut: bool = True,
     lmbda: float = 0.1,
@@ -149,4 +167,4 @@ def sdnet34_all(
     21108298
     """
     options = {"lmbda": lmbda, "mu": mu, "n_iter": n_iter}
-    return _sdnet_all(BLOCKS_34, num_classes, stem, shortcut, options)
+    return _sdnet_all(BLOCKS_34, num_classes, stem, width, shortcut, options)

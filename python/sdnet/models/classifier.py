@@ -1,0 +1,56 @@
+"""A classifier of pictures in [0, 1], which saves and loads itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from .registry import build
+
+
+class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["sparse-coding"]):
+    """A model of this package behind (x - mean) / std, so that noise, attacks and users speak of pixels in [0, 1].
+
+    `save_pretrained(folder)` writes model.safetensors and config.json; `from_pretrained(folder or Hub name)` reads
+    them, and `push_to_hub(name)` uploads them (huggingface_hub's PyTorchModelHubMixin).
+
+    Args:
+        name: of the model, see `sdnet.models.build`.
+        num_classes: number of logits.
+        mean, std: per channel, of pictures in [0, 1].
+        options: further arguments of the model, such as width or lmbda.
+        classes: their names in the order of the logits, where they are known.
+
+    Shapes:
+        pictures (N, C, H, W) in [0, 1] -> logits (N, num_classes).
+
+    >>> model = Classifier("sdnet18", options={"width": 4}).eval()
+    >>> tuple(model(torch.rand(2, 3, 32, 32)).shape)
+    (2, 10)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int = 10,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        options: dict[str, Any] | None = None,
+        classes: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ValueError(f"mean and std need one number per channel, std above 0; got {mean} and {std}")
+        if classes and len(classes) != num_classes:
+            raise ValueError(f"{len(classes)} names of classes for {num_classes} classes")
+        self.classes = tuple(classes)
+        self.network = build(name, num_classes=num_classes, **(options or {}))
+        for kind, values in (("mean", mean), ("std", std)):
+            self.register_buffer(kind, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.network((pictures - self.mean) / self.std)

@@ -1,0 +1,70 @@
+"""One HTML file that holds its pictures and opens without a network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from ..files import written_aside
+from ..training.statistics import csc_layers
+from .figures import dictionary_figure, inversion_figure, sparsity_figure, statistics_rows
+from .inversion import invertible_layers
+
+STYLE = (
+    "body{font:15px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}"
+    "img{max-width:100%}table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ccc;"
+    "text-align:right}td:first-child,th:first-child{text-align:left}"
+)
+
+
+@torch.no_grad()
+def write_report(path: Path, model: nn.Module, pictures: Tensor, title: str) -> None:
+    """Dictionary, sparsity, numbers per layer and inversions of a model, on pictures (N, C, H, W) in [0, 1].
+
+    Raises:
+        ValueError: the model has no sparse coding layer.
+        UserError: the file cannot be written.
+    """
+    if not csc_layers(model):
+        raise ValueError(f"{title} has no sparse coding layer to show")
+    parts = [
+        section("Dictionary and most active atoms", picture(dictionary_figure(model, pictures))),
+        section("Sparsity", picture(sparsity_figure(model, pictures))),
+        section("Layers", table(statistics_rows(model, pictures))),
+    ]
+    layers = invertible_layers(model)
+    if layers:
+        parts.append(section("What the codes describe", picture(inversion_figure(model, pictures, layers))))
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>{''.join(parts)}</body></html>"
+    )
+    with written_aside(path) as aside:
+        aside.write_text(page, encoding="utf-8")
+
+
+def section(heading: str, content: str) -> str:
+    return f"<h2>{html.escape(heading)}</h2>{content}"
+
+
+def picture(figure: Figure) -> str:
+    """A figure as an <img> that carries its PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def table(rows: Sequence[Mapping[str, float | str]]) -> str:
+    def cell(value: float | str) -> str:
+        return f"<td>{html.escape(value) if isinstance(value, str) else f'{value:.4g}'}</td>"
+
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in rows[0])
+    body = "".join(f"<tr>{''.join(cell(value) for value in row.values())}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"

@@ -1,0 +1,121 @@
+"""Convolutions of any model become sparse coding layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from csc_kernels import CSCConv2d
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One convolution that matched: replaced, or left for a reason."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str | None
+
+
+def replace_convs(
+    model: nn.Module,
+    layers: str | Sequence[str] = "*",
+    *,
+    lmbda: float = 0.1,
+    n_iter: int = 2,
+    nonneg: bool = True,
+    show: bool = True,
+) -> list[Replacement]:
+    """Turn convolutions into CSC layers, in place, with their weights as first dictionaries.
+
+    The atoms are the weight's filters scaled to unit norm. What CSC layers do not have is left as it is, with
+    the reason in the table: groups, dilation, other padding modes than zeros. A bias is kept behind the code.
+
+    Args:
+        model: any module but a convolution itself.
+        layers: patterns of names as of files, such as "stem.*" or "*.conv1"; a name that matches one is taken.
+        lmbda, n_iter, nonneg: see `csc_kernels.CSCConv2d`.
+        show: print a table of what was replaced.
+
+    Returns:
+        One entry for every convolution that matched.
+
+    Raises:
+        ValueError: no convolution matches.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8))
+    >>> [(entry.name, entry.reason) for entry in replace_convs(model, "*", show=False)]
+    [('0', None), ('2', 'has 8 groups')]
+    """
+    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+    matching = {
+        name: module
+        for name, module in model.named_modules()
+        if name and isinstance(module, nn.Conv2d) and any(fnmatch(name, pattern) for pattern in patterns)
+    }
+    if not matching:
+        known = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+        raise ValueError(f"no convolution matches {patterns}; the model has {', '.join(known) or 'none'}")
+    done = []
+    for name, conv in matching.items():
+        reason = _unsupported(conv)
+        if reason is None:
+            parent, _, attribute = name.rpartition(".")
+            layer = _as_code(conv, lmbda=lmbda, n_iter=n_iter, nonneg=nonneg)
+            setattr(model.get_submodule(parent), attribute, layer)
+        done.append(Replacement(name, tuple(conv.weight.shape), reason))
+    if show:
+        Console().print(_table(done))
+    return done
+
+
+def _unsupported(conv: nn.Conv2d) -> str | None:
+    if type(conv) is not nn.Conv2d:
+        return f"is a {type(conv).__name__}"
+    if conv.groups != 1:
+        return f"has {conv.groups} groups"
+    if conv.dilation != (1, 1):
+        return f"has dilation {conv.dilation}"
+    if conv.padding_mode != "zeros":
+        return f"pads with {conv.padding_mode}"
+    return None
+
+
+class ChannelBias(nn.Module):
+    """The bias of a replaced convolution, which a code has no place for."""
+
+    def __init__(self, bias: nn.Parameter) -> None:
+        super().__init__()
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.bias[:, None, None]
+
+
+def _as_code(conv: nn.Conv2d, **options: float | int | bool) -> nn.Module:
+    layer = CSCConv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+        device=conv.weight.device, dtype=conv.weight.dtype, **options,
+    )  # fmt: skip
+    with torch.no_grad():
+        layer.weight.copy_(conv.weight)
+        layer.weight.copy_(layer.dictionary())
+    layer.weight.requires_grad_(conv.weight.requires_grad)
+    layer.train(conv.training)
+    return layer if conv.bias is None else nn.Sequential(layer, ChannelBias(conv.bias))
+
+
+def _table(done: Sequence[Replacement]) -> Table:
+    table = Table(title="convolutions to sparse codes")
+    for heading in ("layer", "weight", "now"):
+        table.add_column(heading)
+    for entry in done:
+        now = "CSCConv2d" if entry.reason is None else f"left: {entry.reason}"
+        table.add_row(entry.name, "x".join(map(str, entry.shape)), now)
+    return table

@@ -1,0 +1,230 @@
+"""Training: a loop of its own over Lightning Fabric, which owns devices, precision and processes.
+
+All that the loop does at step s follows from the recipe, s, and the state in the last checkpoint. That is why a
+killed run goes on to the same weights: there is no other state, neither in loaders nor in schedules.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning.fabric import Fabric
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..data import EvaluationBatches, TrainingBatches, load_data
+from ..errors import TrainingError
+from . import checkpoint
+from .build import build_network, build_optimizer
+from .progress import TrainingProgress
+from .recipe import Recipe
+from .records import Records
+from .schedule import learning_rate
+from .statistics import code_statistics, csc_layers
+
+
+def train(recipe: Recipe, out: Path, console: Console) -> dict[str, float]:
+    """Train, or go on from out/last.ckpt; the numbers of the last epoch.
+
+    Writes into `out`: last.ckpt, best.ckpt (highest test accuracy), model/ (the last epoch's weights), log.csv and
+    tensorboard/.
+
+    Raises:
+        UserError: settings, data, checkpoint or disk are not as they must be, or the loss is not finite.
+    """
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    fabric = Fabric(
+        devices=recipe.devices, num_nodes=recipe.nodes, precision=recipe.precision, strategy=recipe.strategy
+    )
+    fabric.launch()
+    run = Run(fabric, recipe, out, console)
+    return run.fit()
+
+
+@torch.no_grad()
+def forget_step_sizes(network: nn.Module) -> None:
+    """Let every sparse coding layer find its step size again.
+
+    A checkpoint holds step sizes of the weights before its last step of the optimizer. A layer that loads one takes
+    it for current; the uninterrupted run would not. A change in place, by nothing, is what tells the layer.
+    """
+    for layer in csc_layers(network).values():
+        layer.weight.mul_(1)
+
+
+class Run:
+    """One training run in one process."""
+
+    def __init__(self, fabric: Fabric, recipe: Recipe, out: Path, console: Console) -> None:
+        self.fabric, self.recipe, self.out, self.console = fabric, recipe, out, console
+        torch.manual_seed(recipe.seed)
+        data = load_data(recipe.data, recipe.seed)
+        options = (recipe.data.batch, recipe.data.workers, fabric.global_rank, fabric.world_size)
+        self.batches = TrainingBatches(data.train, *options)
+        self.test = EvaluationBatches(data.test, *options)
+
+        network = build_network(recipe, data.classes)
+        if recipe.channels_last:
+            network = network.to(memory_format=torch.channels_last)
+        self.network = fabric.setup_module(network)
+        self.optimizer = fabric.setup_optimizers(build_optimizer(self.network, recipe.optimizer))
+        self.average = None
+        if recipe.ema is not None:
+            self.average = AveragedModel(
+                self.network.module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True
+            )
+        self.step, self.best = 0, -1.0
+        if (out / "last.ckpt").exists():
+            self._restore(out / "last.ckpt")
+        self.records = Records(out, self.step) if fabric.is_global_zero else None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose accuracy counts: the average of the weights where there is one."""
+        return self.network if self.average is None else self.average.module
+
+    # The state of a run.
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.as_dict(),
+            "step": self.step,
+            "best": self.best,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "generator": torch.get_rng_state(),
+        }
+
+    def _restore(self, path: Path) -> None:
+        state = checkpoint.load(path, self.recipe.as_dict())
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+            forget_step_sizes(self.average)
+        forget_step_sizes(self.network)
+        self.step, self.best = state["step"], state["best"]
+        torch.set_rng_state(state["generator"])
+        self.fabric.print(f"going on after step {self.step}, from {path}")
+
+    def _save(self, name: str) -> None:
+        state = self._state()
+        if self.fabric.is_global_zero:
+            checkpoint.save(self.out / name, state)
+        self.fabric.barrier()
+
+    def _export(self) -> None:
+        """The evaluated weights as a model that `Classifier.from_pretrained` and `sdnet show` take."""
+        if self.fabric.is_global_zero:
+            inner = self.network.module if self.average is None else self.average.module
+            inner.save_pretrained(self.out / "model")
+
+    # The loop.
+
+    def fit(self) -> dict[str, float]:
+        steps = len(self.batches)
+        numbers: dict[str, float] = {}
+        with TrainingProgress(self.console, self.recipe.epochs, steps, self.fabric.is_global_zero) as progress:
+            while self.step < self.recipe.epochs * steps:
+                epoch, first = divmod(self.step, steps)
+                progress.begin(epoch, first)
+                numbers = self._epoch(epoch, first, progress)
+                numbers |= self._evaluate()
+                improved = numbers["accuracy"] > self.best
+                self.best = max(self.best, numbers["accuracy"])
+                self._save("last.ckpt")
+                if improved:
+                    self._save("best.ckpt")
+                self._export()
+                if self.records is not None:
+                    self.records.add(self.step, {"epoch": epoch + 1, **numbers})
+                progress.end(epoch, numbers)
+        return numbers
+
+    def _epoch(self, epoch: int, first: int, progress: TrainingProgress) -> dict[str, float]:
+        self.network.train()
+        losses, seen, start = [], 0, time.perf_counter()
+        for pictures, labels in self.batches.epoch(epoch, first):
+            rate = self._rate()
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss = self._update(self._prepared(pictures), labels.to(self.fabric.device))
+            losses.append(loss)
+            self.step += 1
+            seen += self.recipe.data.batch
+            if self.step % self.recipe.checkpoint_steps == 0:
+                self._save("last.ckpt")
+            progress.advance(loss, seen / (time.perf_counter() - start))
+        return {
+            "train_loss": sum(losses) / len(losses),
+            "learning_rate": rate,
+            "images_per_second": seen / (time.perf_counter() - start),
+        }
+
+    def _rate(self) -> float:
+        recipe = self.recipe
+        return learning_rate(
+            self.step, highest=recipe.optimizer.rate, steps_per_epoch=len(self.batches), epochs=recipe.epochs,
+            schedule=recipe.schedule,
+        )  # fmt: skip
+
+    def _prepared(self, pictures: Tensor) -> Tensor:
+        """uint8 pictures, as floats in [0, 1] on the device."""
+        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        return pictures.to(self.fabric.device, memory_format=layout).float() / 255
+
+    def _update(self, pictures: Tensor, labels: Tensor) -> float:
+        """One step; the loss of the batch."""
+        try:
+            logits = self.network(pictures).float()
+        except ValueError as error:
+            # Weights that left the range of numbers are noticed by a sparse coding layer before the loss.
+            self._stop(str(error))
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        value = loss.item()
+        if not math.isfinite(value):
+            self._stop(f"the loss is {value}")
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        if self.recipe.clip is not None:
+            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=self.recipe.clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network.module)
+        return value
+
+    def _stop(self, reason: str) -> NoReturn:
+        self._save("failed.ckpt")
+        raise TrainingError(
+            f"{reason} at step {self.step}; the state before this step is {self.out / 'failed.ckpt'}. "
+            "A lower --optimizer.rate, a longer --schedule.warm_up or --clip 1 may help"
+        )
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, float]:
+        """Loss and accuracy on the test pictures, and what the layers do with the first of them."""
+        network = self.evaluated.eval()
+        sums = torch.zeros(3, dtype=torch.float64)
+        for pictures, labels in self.test:
+            labels = labels.to(self.fabric.device)
+            logits = network(self._prepared(pictures)).float()
+            hits = (logits.argmax(1) == labels).sum()
+            sums += torch.stack(
+                [F.cross_entropy(logits, labels, reduction="sum"), hits, hits * 0 + len(labels)]
+            ).cpu()
+        loss, hits, count = self.fabric.all_reduce(sums, reduce_op="sum").tolist()
+        pictures, _ = next(iter(self.test))
+        inner = self.average.module if self.average is not None else self.network.module
+        return {
+            "test_loss": loss / count,
+            "accuracy": hits / count,
+            **code_statistics(inner, self._prepared(pictures)),
+        }

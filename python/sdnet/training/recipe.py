@@ -1,0 +1,128 @@
+"""Everything that decides how a model is trained, with the defaults of the published CIFAR-10 recipe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+DataName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder", "shards"]
+
+
+@dataclass
+class ModelRecipe:
+    """Args:
+    name: a model that timm knows, such as sdnet18, resnet18 or mdeq_small.
+    width: channels of the first stage; None keeps the model's own.
+    options: further arguments of the model, such as lmbda, n_iter, stem or shortcut.
+    """
+
+    name: str = "sdnet18"
+    width: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataRecipe:
+    """Args:
+    name: which data set.
+    root: folder or archive that holds it; the embedded digits need none.
+    download: fetch it into root when it is not there.
+    batch: pictures of one step, over all processes.
+    workers: processes that prepare batches; 0 prepares them in the training process.
+    pad: pixels of zeros around training pictures, from which a crop of the old size is drawn.
+    flip: mirror half of the training pictures.
+    size: rows and columns of image_folder and shards' pictures after cropping.
+    mean, std: per channel, of pictures in [0, 1].
+    limit: only so many pictures of each split, for a trial.
+    random: random pictures of this data set's shape and classes in its place, for a trial without it.
+    """
+
+    name: DataName = "digits"
+    root: Path | None = None
+    download: bool = False
+    batch: int = 128
+    workers: int = 0
+    pad: int = 4
+    flip: bool = True
+    size: int = 224
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
+    std: tuple[float, ...] = (0.2023, 0.1994, 0.2010)
+    limit: int | None = None
+    random: bool = False
+
+
+@dataclass
+class OptimizerRecipe:
+    """Args:
+    name: sgd or adam.
+    rate: learning rate at its highest.
+    momentum, nesterov: of sgd.
+    decay: weight decay of all parameters.
+    """
+
+    name: Literal["sgd", "adam"] = "sgd"
+    rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    decay: float = 5e-4
+
+
+@dataclass
+class ScheduleRecipe:
+    """Args:
+    name: cosine falls over the whole run; step multiplies by factor after each epoch of `epochs`.
+    warm_up: epochs of linear rise before.
+    least: learning rate at the end of the cosine.
+    epochs, factor: of step.
+    """
+
+    name: Literal["cosine", "step"] = "cosine"
+    warm_up: float = 0.0
+    least: float = 1e-6
+    epochs: tuple[int, ...] = (30, 60, 90)
+    factor: float = 0.1
+
+
+@dataclass
+class Recipe:
+    """How to train a model.
+
+    Args:
+        model, data, optimizer, schedule: see there.
+        epochs: passes over the training pictures.
+        seed: of the weights, the order and the augmentation.
+        label_smoothing: share of the target spread over all classes.
+        clip: largest norm of the gradient; None does not clip.
+        ema: decay per step of an average of the weights, which is then what is evaluated and kept; None: none.
+        precision: 32-true, bf16-mixed or 16-mixed.
+        channels_last: layout of weights and pictures.
+        checkpoint_steps: steps between checkpoints; there is one at the end of every epoch besides.
+        strategy: of Lightning: auto, or ddp for several processes.
+        devices: processes on this machine.
+        nodes: machines.
+        threads: of PyTorch in each process; None leaves its own choice.
+    """
+
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
+    epochs: int = 220
+    seed: int = 1
+    label_smoothing: float = 0.0
+    clip: float | None = None
+    ema: float | None = None
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = True
+    checkpoint_steps: int = 1000
+    strategy: Literal["auto", "ddp"] = "auto"
+    devices: int = 1
+    nodes: int = 1
+    threads: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as YAML and checkpoints hold them."""
+        values = asdict(self)
+        values["data"]["root"] = None if self.data.root is None else str(self.data.root)
+        return values

@@ -1,0 +1,30 @@
+"""Run by torchrun in test_processes.py: the gradient of a batch that all processes share, saved by the first."""
+
+import sys
+
+import torch
+from lightning.fabric import Fabric
+from sdnet.data import TrainingBatches, load_data
+from sdnet.models import Classifier
+from sdnet.training.recipe import DataRecipe
+from torch.nn import functional as F
+
+
+def main(out: str, processes: str) -> None:
+    torch.set_num_threads(1)
+    fabric = Fabric(accelerator="cpu", devices=int(processes), strategy="ddp" if processes != "1" else "auto")
+    fabric.launch()
+    torch.manual_seed(0)
+    # In evaluation mode, in which batch norms do not look at the batch, of which each process sees a part.
+    model = Classifier("sdnet18_all", options={"width": 4}).eval()
+    model = fabric.setup_module(model)
+    data = load_data(DataRecipe(name="digits", pad=1), seed=0)
+    batches = TrainingBatches(data.train, 8, 0, fabric.global_rank, fabric.world_size)
+    pictures, labels = next(batches.epoch(0))
+    fabric.backward(F.cross_entropy(model(pictures.float() / 255), labels))
+    if fabric.global_rank == 0:
+        torch.save({name: parameter.grad for name, parameter in model.module.named_parameters()}, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

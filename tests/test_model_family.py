@@ -1,0 +1,218 @@
+"""The models as timm, torch.export, torch.compile, ONNX and huggingface_hub see them, and the rivals' sums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+for package in ("huggingface_hub", "timm", "torchdeq", "torchvision"):
+    pytest.importorskip(package)
+
+import sdnet  # noqa: E402
+import timm  # noqa: E402
+from sdnet.export import export_onnx, plain  # noqa: E402
+from sdnet.models import MODELS, Classifier, build  # noqa: E402
+from sdnet.models.mdeq import mdeq_small  # noqa: E402
+from sdnet.models.scn import SCN, PatchCoding, _PatchCode, nonnegative_codes, solve_on_support  # noqa: E402
+
+import csc_kernels as csc  # noqa: E402
+
+SDNETS = ("sdnet18", "sdnet34", "sdnet18_all", "sdnet34_all")
+
+
+def images(count: int = 2, size: int = 32) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", [*SDNETS, "mdeq_small", "scn"])
+def test_timm_makes_the_model(name: str) -> None:
+    model = timm.create_model(name, num_classes=7, width=8).eval()
+    assert type(model) is type(build(name, width=8))
+    assert model(images()).shape == (2, 7)
+
+
+def test_timm_keeps_its_own_resnet() -> None:
+    assert type(timm.create_model("resnet18")).__module__.startswith("timm")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("options, error", [({"width": 0}, ValueError), ({"num_classes": 2.5}, TypeError)])
+def test_a_wrong_number_is_named(name: str, options: dict, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"{next(iter(options))} must be"):
+        build(name, **options)
+
+
+def test_the_width_scales_all_stages() -> None:
+    model = build("sdnet34_all", width=8)
+    assert model.layer0[0].dn.weight.shape[0] == 8 and model.linear.in_features == 64
+
+
+@pytest.mark.parametrize("name", ["sdnet18", "sdnet18_all"])
+def test_exported_the_model_gives_the_same_logits(name: str) -> None:
+    model = build(name, width=4).eval()
+    program = torch.export.export(model, (images(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(program.module()(images(3)), model(images(3)))
+
+
+@pytest.mark.parametrize("name", ["sdnet18", "sdnet18_all"])
+def test_dynamo_takes_the_whole_model_as_one_graph(name: str) -> None:
+    model = build(name, width=4)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(model(images()).square().sum(), model.parameters())
+    found = torch.autograd.grad(compiled(images()).square().sum(), model.parameters())
+    for one, other in zip(expected, found):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [32, 37])
+@pytest.mark.parametrize("options", [{}, {"n_iter": 4, "mu": 0.2}, {"stem": "imagenet"}])
+def test_in_plain_operators_the_model_is_the_same(options: dict, size: int) -> None:
+    model = build("sdnet18_all", width=4, **options).eval()
+    without = plain(model, images(size=size))
+    assert not any(isinstance(module, csc.CSCConv2d) for module in without.modules())
+    torch.testing.assert_close(without(images(size=size)), model(images(size=size)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_signed_code_is_the_same_in_plain_operators() -> None:
+    model = nn.Sequential(csc.CSCConv2d(3, 5, 3, stride=2, padding=1, nonneg=False, n_iter=3)).eval()
+    torch.testing.assert_close(plain(model, images())(images()), model(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_onnxruntime_gives_the_same_logits_for_any_number_of_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = Classifier("sdnet18_all", std=[0.2, 0.3, 0.25], options={"width": 4}).eval()
+    export_onnx(model, images(), tmp_path / "model.onnx")
+    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for count in (1, 5):
+        logits = session.run(None, {"pictures": images(count).numpy()})[0]
+        torch.testing.assert_close(torch.from_numpy(logits), model(images(count)).detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_saved_and_loaded_a_classifier_is_the_same(tmp_path: Path) -> None:
+    model = Classifier("sdnet18", 3, [0.5] * 3, [0.2] * 3, {"width": 4, "lmbda": 0.3}, ("a", "b", "c")).eval()
+    model(images())
+    model.save_pretrained(tmp_path)
+    loaded = Classifier.from_pretrained(tmp_path).eval()
+    assert loaded.classes == ("a", "b", "c") and loaded.network.layer0[0].dn.lmbda == 0.3
+    assert torch.equal(loaded(images()), model(images()))
+
+
+def test_an_unknown_model_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="sdnet18_all"):
+        build("sdnet19")
+    with pytest.raises(ValueError, match="no pretrained model 'cifar10_vgg'"):
+        sdnet.load_pretrained("cifar10_vgg")
+
+
+@pytest.mark.parametrize("name", sdnet.pretrained())
+def test_a_shipped_model_is_small_and_runs_at_once(name: str) -> None:
+    model = sdnet.load_pretrained(name)
+    assert (sdnet.pretrained()[name] / "model.safetensors").stat().st_size <= 3_000_000
+    assert not model.training and model(images()).shape == (2, 10) and len(model.classes) == 10
+
+
+# MDEQ.
+
+
+def test_mdeqs_size_is_the_published_one() -> None:
+    assert sum(p.numel() for p in mdeq_small().parameters()) == 11_098_398
+    assert sum(p.numel() for p in mdeq_small(100).parameters()) == 11_249_688
+
+
+def test_mdeqs_states_are_a_fixed_point_where_there_is_one() -> None:
+    """States near one value make f a contraction; random weights alone do not, whatever the solver."""
+    torch.manual_seed(0)
+    model = mdeq_small(width=8).eval()
+    for mix in model.transition.mixes:
+        nn.init.constant_(mix[-1].weight, 0.1)
+        nn.init.ones_(mix[-1].bias)
+    with torch.no_grad():
+        injected = model.stem(images())
+        zeros = [torch.zeros(2, c, 32 >> i, 32 >> i) for i, c in enumerate(model.channels)]
+        states, _ = model.solver(lambda *z: model.transition(z, injected), zeros)
+        change = [a - b for a, b in zip(model.transition(tuple(states[-1]), injected), states[-1])]
+    relative = sum(d.square().sum() for d in change).sqrt() / sum(z.square().sum() for z in states[-1]).sqrt()
+    assert relative < 2e-3
+
+
+def test_every_parameter_of_mdeq_has_a_gradient() -> None:
+    torch.manual_seed(0)
+    model = mdeq_small(width=8)
+    model(images()).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert model.transition.blocks[3].conv1.parametrizations.weight.original1.grad.abs().sum() > 0
+
+
+def test_mdeqs_dropout_mask_is_one_per_picture_and_forward() -> None:
+    model = mdeq_small(width=8)
+    model(images())
+    first = model.transition.blocks[0].dropout.mask
+    model(images())
+    assert first.shape == (2, 8, 1, 1) and not torch.equal(first, model.transition.blocks[0].dropout.mask)
+
+
+def test_mdeq_refuses_pictures_that_do_not_halve() -> None:
+    with pytest.raises(ValueError, match="multiples of 8"):
+        mdeq_small(width=8)(images(size=20))
+
+
+# SCN.
+
+
+def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(12, 6, generator=generator, dtype=torch.float64)
+    dictionary = torch.randn(12, 5, generator=generator, dtype=torch.float64)
+    return y, dictionary, torch.tensor(0.2, dtype=torch.float64)
+
+
+def test_scns_codes_meet_the_optimality_condition() -> None:
+    y, dictionary, lmbda = problem()
+    code = nonnegative_codes(y, dictionary, lmbda)
+    slope = dictionary.T @ (dictionary @ code - y) + lmbda
+    assert (code >= 0).all() and (slope > -1e-3).all() and (slope[code > 0].abs() < 1e-3).all()
+
+
+def test_scns_gradients_are_those_of_finite_differences() -> None:
+    inputs = tuple(tensor.requires_grad_() for tensor in problem())
+    assert torch.autograd.gradcheck(_PatchCode.apply, inputs, eps=1e-6, atol=2e-3, rtol=2e-3)
+
+
+def test_scns_backward_solves_on_the_support() -> None:
+    _, dictionary, _ = problem()
+    gram, right = dictionary.T @ dictionary, torch.randn(5, 3, dtype=torch.float64)
+    support = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 1, 0]], dtype=torch.float64)
+    beta = solve_on_support(gram, support, right)
+    for column in range(3):
+        kept = support[:, column].bool()
+        expected = torch.linalg.solve(gram[kept][:, kept], right[kept, column])
+        torch.testing.assert_close(beta[kept, column], expected, rtol=1e-4, atol=1e-5)
+        assert (beta[~kept, column] == 0).all()
+
+
+def test_scns_patches_are_the_neighbourhoods_of_the_pixels() -> None:
+    layer = PatchCoding(2, 3, stride=2)
+    x = torch.randn(2, 2, 7, 6)
+    code = layer(x)
+    patch = nn.functional.pad(x, (1,) * 4)[1, :, 2:5, 4:7].reshape(-1, 1)
+    expected = nonnegative_codes(patch, layer.dictionary, layer.lmbda)
+    assert code.shape == (2, 3, 4, 3)
+    torch.testing.assert_close(code[1, :, 1, 2], expected[:, 0], rtol=1e-3, atol=1e-5)
+
+
+def test_scn_learns_a_batch() -> None:
+    torch.manual_seed(0)
+    model, labels = SCN(2, 4), torch.tensor([0, 1, 0, 1])
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    losses = []
+    for _ in range(8):
+        loss = nn.functional.cross_entropy(model(images(4, 16)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]

@@ -1,0 +1,39 @@
+"""Two processes with gloo: one batch, one gradient, one checkpoint."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+for package in ("jsonargparse", "lightning", "sklearn", "tensorboard", "torchvision"):
+    pytest.importorskip(package)
+
+SCRIPT = Path(__file__).with_name("joint_gradient.py")
+
+
+def torchrun(*command: str) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_processes_have_the_gradient_of_one_on_the_joint_batch(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(SCRIPT), str(tmp_path / "one.pt"), "1"], check=True, timeout=400)
+    torchrun(str(SCRIPT), str(tmp_path / "two.pt"), "2")
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
+    assert one.keys() == two.keys() and any(grad.abs().sum() > 0 for grad in one.values())
+    for name, grad in one.items():
+        torch.testing.assert_close(two[name], grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_run_of_two_processes_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    options = [
+        "-m", "sdnet", "train", "digits", "--out", str(tmp_path), "--smoke", "--model.width", "2", "--threads", "1",
+    ]  # fmt: skip
+    torchrun(*options, "--devices", "2", "--strategy", "ddp")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 6
+    torchrun(*options, "--devices", "2", "--strategy", "ddp")
