@@ -36,9 +36,9 @@ def unsupported(op: str, x: Tensor, **facts: Any) -> str | None:
     """Why these kernels cannot serve a call."""
     if x.device.type != "cpu":
         return f"it serves CPU tensors, x is on {x.device}"
-    served = (torch.float32, torch.bfloat16)
+    served = [torch.float32, torch.bfloat16]
     if paths.forces_float64() and not stem.serves(facts["dictionary"]):
-        served += (torch.float64,)
+        served.append(torch.float64)
     if x.dtype not in served:
         return f"it serves float32 and bfloat16, x is {x.dtype}"
     if facts["dictionary"].dtype != x.dtype:

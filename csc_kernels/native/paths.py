@@ -56,7 +56,9 @@ def choose_path(
     if min(z_size) < 2:  # Of a row of pixels a direct convolution leaves out the taps in the padding.
         return "direct"
     allowed = PATHS if torch.get_float32_matmul_precision() != "highest" else PATHS[:2]
-    return min(allowed, key=lambda path: cost(path, tuple(dictionary.shape[:2]), batch, z_size, gradient))
+    return min(
+        allowed, key=lambda path: cost(path, (dictionary.shape[0], dictionary.shape[1]), batch, z_size, gradient)
+    )
 
 
 # Measured with bench/bench_wide.py and bench/bench_phases.py, in multiply-adds at the processor's peak: the work

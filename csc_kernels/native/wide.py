@@ -161,22 +161,19 @@ class Backward:
         if any(self.needs[2:4]):
             self.penalty = _plus(self.penalty, penalty_sums(gradient, z_next))
         images, codes = [r], [gradient]
-        picture = grad_point = None
+        grad_base, grad_point, picture = gradient, None, None
         if point is not None or self.needs[0]:
             picture = _masked(self.a.residual(None, gradient), self.mask)  # -mask A G
-        if point is not None:
+        if point is not None and picture is not None:
             images.append(picture)
             codes.append(point)
             if separate:
                 grad_point = self.a.analysis(picture)
-                grad_base = gradient
             else:
                 grad_base = self.a.analysis(picture, gradient)
-        else:
-            grad_base = gradient
         if self.needs[1]:
             self.grad_dictionary = _plus(self.grad_dictionary, self.a.correlation(images, codes))
-        if self.needs[0]:
+        if self.needs[0] and picture is not None:
             if self.grad_x is None:
                 self.grad_x = picture.mul_(-self.t)
             else:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,10 +43,8 @@ class Blocks:
 
 def user_table() -> Path:
     """Where `tune` writes: $CSC_KERNELS_CACHE, else the user's cache directory."""
-    root = os.environ.get("CSC_KERNELS_CACHE")
-    if root is None:
-        root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "csc_kernels"
-    return Path(root) / "blocks.csv"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("CSC_KERNELS_CACHE", cache / "csc_kernels")) / "blocks.csv"
 
 
 def read(file: Path) -> list[Blocks]:
@@ -60,7 +59,8 @@ def read(file: Path) -> list[Blocks]:
         rows = list(csv.DictReader(lines))
     names = [field.name for field in fields(Blocks)]
     try:
-        return [Blocks(*(row[n] if i < 4 else int(row[n]) for i, n in enumerate(names))) for row in rows]
+        values: list[list[Any]] = [[row[n] if i < 4 else int(row[n]) for i, n in enumerate(names)] for row in rows]
+        return [Blocks(*value) for value in values]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file} is no table of block sizes: {error!r}; delete it to use the one shipped"

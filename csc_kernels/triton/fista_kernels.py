@@ -125,7 +125,7 @@ def fista_kernel(
         )
         residual = tl.where(in_image & there[None, :], picture.to(tl.float32) - synthesis, 0.0)
         unfolded = shift(residual.to(image.dtype), rows, columns, REGION_ROWS, REGION_COLUMNS)
-        operands = operands + (unfolded.to(image.dtype),)
+        operands = operands + (unfolded.to(image.dtype),)  # type: ignore[assignment]
 
     for start in range(0, code_size[1], BLOCK_ATOMS):
         k = (start + tl.arange(0, BLOCK_ATOMS)).to(tl.int64)

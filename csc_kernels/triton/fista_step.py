@@ -67,7 +67,7 @@ class StepGradients:
     def atoms(self, r: Tensor, gradient: Tensor, grad_r: Tensor | None, point: Tensor | None) -> None:
         """Adds t corr(r, G) - corr(grad_r, point) to the gradient of the dictionary."""
         if self.needs[1]:
-            other = None if point is None else (grad_r, point)
+            other = None if point is None or grad_r is None else (grad_r, point)
             self.dictionary += passes.correlation(self.g, r, gradient, number(self.step_size), other)
 
     def results(self) -> list[Tensor]:

@@ -73,7 +73,7 @@ def number(value: Tensor) -> float | Tensor:
 
 def precision(dtype: torch.dtype) -> str:
     """How float32 is multiplied: as PyTorch's own convolutions do it, with TF32 only where that is allowed."""
-    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"
+    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     return "tf32" if dtype is torch.float32 and allowed else "ieee"
 
 

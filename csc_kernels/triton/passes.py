@@ -40,11 +40,12 @@ class Geometry:
         mask: Tensor | None,
     ) -> Geometry:  # fmt: skip
         expanded = None if mask is None else mask.expand(x.shape)
-        return cls(x, dictionary, tuple(z_shape), tuple(stride), (pads[0], pads[2]), expanded)
+        n, atoms, rows, columns = z_shape
+        return cls(x, dictionary, (n, atoms, rows, columns), (stride[0], stride[1]), (pads[0], pads[2]), expanded)
 
     @property
     def kernel(self) -> tuple[int, int]:
-        return tuple(self.dictionary.shape[2:])
+        return self.dictionary.shape[2], self.dictionary.shape[3]
 
     @property
     def empty(self) -> bool:

@@ -48,8 +48,8 @@ def plan(g: Geometry, z0: Tensor | None, n_iter: int) -> Region | None:
         tile.append(side - 2 * halo[-1])
     if min(tile) < 1 or tile[0] * tile[1] < SMALLEST_SHARE * blocks.pixels:
         return None
-    tiles = tuple(ceil_div(code, size) for code, size in zip(g.code_size[2:], tile))
-    return Region(blocks, region[1], tuple(halo), tuple(tile), tiles)
+    tiles = [ceil_div(code, size) for code, size in zip(g.code_size[2:], tile)]
+    return Region(blocks, region[1], (halo[0], halo[1]), (tile[0], tile[1]), (tiles[0], tiles[1]))
 
 
 def solve(

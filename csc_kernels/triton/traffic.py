@@ -228,9 +228,9 @@ class _Moved(TorchDispatchMode):
 def eager_bytes(case: Case, dtype: torch.dtype) -> int:
     """What the definition of two steps from zero moves in PyTorch, one operation after the other."""
     x, _, dictionary = case.tensors(dtype, "meta", "contiguous")
-    scalars = [torch.zeros((), dtype=torch.float64) for _ in range(3)]
+    scalar = torch.zeros((), dtype=torch.float64)
     with _Moved() as moved:
-        reference.fista(x, dictionary, *scalars, None, None, 2, *case.geometry, True, "fista")
+        reference.fista(x, dictionary, scalar, scalar, scalar, None, None, 2, *case.geometry, True, "fista")
     return moved.bytes
 
 
@@ -247,9 +247,9 @@ def compiled_bytes(case: Case, dtype: torch.dtype) -> int:
 def solve_launches(case: Case, dtype: torch.dtype, architecture: str) -> list[Launch]:
     """The launches of two steps from zero."""
     x, _, dictionary = case.tensors(dtype, "meta", "contiguous")
-    scalars = [torch.zeros((), dtype=torch.float64) for _ in range(3)]
+    scalar = torch.zeros((), dtype=torch.float64)
     with recorded() as found, pretending(architecture):
-        fista(x, dictionary, *scalars, None, None, 2, *case.geometry, True, "fista", False)
+        fista(x, dictionary, scalar, scalar, scalar, None, None, 2, *case.geometry, True, "fista", False)
     return found
 
 
