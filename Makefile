@@ -43,8 +43,10 @@ pretrained-%:
 	echo "sdnet train cifar10_small --model.name $* --data.root CIFAR10" \
 		> python/sdnet/pretrained_models/cifar10_$*_w16/command.txt
 
+# Triton's interpreter has to be chosen before triton is imported, and serves the whole process: it has its own.
 test: install
-	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest tests csc_kernels --doctest-modules
+	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest tests/test_triton*.py
+	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest tests csc_kernels --doctest-modules --ignore-glob="*test_triton*"
 
 # The GPU kernels without a GPU: interpreted, compiled for every architecture, and broken on purpose.
 prove: install

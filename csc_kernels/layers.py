@@ -143,8 +143,6 @@ class CSCConv2d(nn.Module):
         # Of which weight, and for images up to which size, step_size is; None: of none, and for any.
         self._step_of: Mark | None = None
         self._step_size_of: tuple[int, int] | None = None
-        # Where the last power iteration of the training ended: the next goes on from there.
-        self._power_vector: Tensor | None = None
         # Of which weight the normalised dictionary is at hand, and that dictionary (none: the weight itself).
         self._cached: tuple[Mark | None, Tensor | None] = (None, None)
         self.reset_parameters()
@@ -226,7 +224,6 @@ class CSCConv2d(nn.Module):
                 input_size=size,
                 tol=1e-3,
                 max_iter=50,
-                start=self._power_start(dictionary, size),
             )
         step = finite_step(step.to(self.step_size.dtype))
         if in_transform():
@@ -236,17 +233,6 @@ class CSCConv2d(nn.Module):
             self._step_of = mark(self.weight)
             self._step_size_of = size if self.step == "power" else None
         return step
-
-    def _power_start(self, dictionary: Tensor, size: tuple[int, int]) -> Tensor | None:
-        """Where the power iteration starts: in evaluation afresh, so that the weight alone determines the step."""
-        if not self.training or in_transform() or torch.compiler.is_compiling() or not can_be_marked(self.weight):
-            return None
-        code = (1, self.out_channels, *code_size(size, self.kernel_size, self.stride, self._pads))
-        if self._power_vector is None or self._power_vector.shape != code:
-            dtype = torch.promote_types(dictionary.dtype, torch.float32)
-            with torch.inference_mode(False):  # It may be written outside of it later.
-                self._power_vector = torch.zeros(code, dtype=dtype, device=dictionary.device)
-        return self._power_vector
 
     def _largest_size(self) -> tuple[int, int]:
         """Four kernels: that map has all but 7 % of ||A||^2, less than the step keeps clear of."""
@@ -345,7 +331,6 @@ class CSCConv2d(nn.Module):
         state = self.__dict__.copy()
         state["_step_of"] = self._current()
         state["_cached"] = (None, None)
-        state["_power_vector"] = None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -356,14 +341,12 @@ class CSCConv2d(nn.Module):
         current = self._current()
         super()._apply(fn, recurse)
         self._cached = (None, None)
-        self._power_vector = None
         self._step_of = mark(self.weight) if current else None
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._cached = (None, None)
-        self._power_vector = None
         given = state_dict.get(f"{prefix}step_size")
         kept = given is not None and not given.is_meta and bool(torch.isfinite(given))
         self._step_of = mark(self.weight) if kept else None

@@ -226,7 +226,7 @@ def ways(plain: Callable[[Any], Any], problem: Any) -> list[Any]:
 
 def assert_error(
     actual: Tensor,
-    peers: Sequence[Tensor],
+    peers: Tensor | Sequence[Tensor],
     oracle: Tensor,
     what: str = "result",
     spread: Tensor | None = None,
@@ -240,6 +240,7 @@ def assert_error(
     `spread` is for sums, which can be smaller than their terms: the root of the sum of the terms' squares.
     `dtype` is what was computed in, where the result has another.
     """
+    peers = [peers] if isinstance(peers, Tensor) else peers
     assert actual.shape == oracle.shape, f"{what}: shape {actual.shape} instead of {oracle.shape}"
     if oracle.numel() == 0:
         return
