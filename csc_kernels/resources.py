@@ -1,4 +1,4 @@
-"""The table of what each GPU kernel takes: docs/resources.csv of a checkout."""
+"""The tables of what each GPU kernel takes: docs/resources*.csv of a checkout."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from pathlib import Path
 FILE = Path(__file__).resolve().parent.parent / "docs" / "resources.csv"
 
 
-def lines(file: Path = FILE) -> Iterator[str]:
-    """The table for people, its columns aligned.
+def lines(folder: Path = FILE.parent) -> Iterator[str]:
+    """The tables of a folder for people, their columns aligned.
 
     Raises:
-        FileNotFoundError: the table is not there, as in an installed wheel.
+        FileNotFoundError: there is none, as in an installed wheel.
     """
-    if not file.exists():
-        raise FileNotFoundError(f"no table at {file}: it is part of the source, not of an installed package")
-    with file.open(newline="") as table:
-        rows = list(csv.reader(table))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        yield "  ".join(value.ljust(width) for value, width in zip(row, widths)).rstrip()
+    files = sorted(folder.glob("resources*.csv"))
+    if not files:
+        raise FileNotFoundError(f"no table in {folder}: it is part of the source, not of an installed package")
+    for file in files:
+        with file.open(newline="") as table:
+            rows = list(csv.reader(table))
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        for row in rows:
+            yield "  ".join(value.ljust(width) for value, width in zip(row, widths)).rstrip()
 
 
 def regenerate(file: Path = FILE) -> list[str]:

@@ -217,8 +217,9 @@ MUTATIONS: dict[str, tuple[str, list, list[tuple[str, str]]]] = {
         "solve.py",
         SOLVE,
         [
-            ("(n_iter - 1) * (taps - 1)", "(n_iter - 1) * (taps - 2)"),
-            ("(n_iter - 1) * (taps - 1)", "taps - 1"),
+            ("max(taps - 1, pad)", "max(taps - 2, pad)"),
+            ("(n_iter - 2) * (taps - 1)", "0"),
+            ("max(taps - 1, pad)", "taps - 1"),
             ("max(image, code) <= side", "code <= side + 1"),
             ("side - 2 * halo[-1]", "side - halo[-1]"),
         ],

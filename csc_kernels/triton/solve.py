@@ -42,9 +42,10 @@ def plan(g: Geometry, z0: Tensor | None, n_iter: int) -> Region | None:
         return None
     region = REGION_ROWS, blocks.pixels // REGION_ROWS
     halo, tile = [], []
-    for side, image, code, taps in zip(region, g.x.shape[2:], g.code_size[2:], g.kernel):
-        # A region that holds the whole image needs no halo: there is nothing but zeros around it.
-        halo.append(0 if max(image, code) <= side else (n_iter - 1) * (taps - 1))
+    for side, image, code, taps, pad in zip(region, g.x.shape[2:], g.code_size[2:], g.kernel, g.pads):
+        # A region that holds the whole image needs no halo: there is nothing but zeros around it. Else a step
+        # reaches the code within taps - 1, and the last residual, which lies `pad` before the code.
+        halo.append(0 if max(image, code) <= side else (n_iter - 2) * (taps - 1) + max(taps - 1, pad))
         tile.append(side - 2 * halo[-1])
     if min(tile) < 1 or tile[0] * tile[1] < SMALLEST_SHARE * blocks.pixels:
         return None
