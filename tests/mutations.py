@@ -120,6 +120,7 @@ def problems() -> Iterator[tuple[Compute, Problem, dict[str, int]]]:
     yield cut(make(stride=2, padding=1, size=(9, 71), n_iter=2, **options).leaves(), True)
     wide = {"channels": 5, "atoms": 70, "padding": 1, "size": (6, 11)}
     yield residual, make(z0=True, mask="float", **wide), {}
+    yield residual, make(0, z0=True, channels=5, atoms=33, kernel=(1, 1), size=(4, 5)), {}
     yield residual, make(0, z0=True, stride=(2, 1), kernel=(2, 3), channels=5, size=(8, 9), padding=1), {}
     yield Problem.solve, make(n_iter=3, nonneg=False, lmbda="full", mu="atom", mask="float", **wide).leaves(), {}
     yield step, make(0, z0=True, n_iter=1, mu="full", lmbda="sample", **wide), {}

@@ -232,9 +232,13 @@ def test_lines_are_copied_asynchronously_where_they_are_aligned(
 
 
 @pytest.mark.parametrize("mask", (None, "bool", "float", "pixel", "channel"))
-@pytest.mark.parametrize("case", ("rgb", "wide_17", "stride_3", "kernel_even", "stride_past_kernel", "wide_40"))
+@pytest.mark.parametrize(
+    "case", ("rgb", "wide_17", "stride_3", "kernel_even", "stride_past_kernel", "wide_40", "depth_33")
+)
 def test_residual_obeys_the_rule(case: str, mask: str | None) -> None:
-    problem = random_problem(dtype=torch.float32, z0=True, mask=mask, **SHAPES[case])
+    # One more than the depth that passes through shared memory at a time.
+    shapes = SHAPES | {"depth_33": {"channels": 5, "atoms": 33, "kernel": (1, 1), "size": (4, 5)}}
+    problem = random_problem(dtype=torch.float32, z0=True, mask=mask, **shapes[case])
     arguments = (problem.x, problem.z0, problem.dictionary)
     geometry = {"stride": problem.stride, "padding": problem.padding}
     wide = problem.to(torch.float64)
