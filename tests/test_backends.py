@@ -319,7 +319,7 @@ def test_a_long_solve_in_parts_is_the_same_solve(monkeypatch: pytest.MonkeyPatch
     problem = random_problem(dtype=torch.float32, batch=5, padding=1, n_iter=3, margin=1e-5, **case)
     tensors = problem.leaves()
     tensors.mask = tensors.mask if tensors.mask is None else tensors.mask.detach()
-    tensors.step_size, tensors.mu = float(tensors.step_size), problem.mu
+    tensors.step_size, tensors.mu = float(problem.step_size), problem.mu
     wanted = [t for t in tensors.tensors.values() if t.requires_grad]
     with csc.use_backend("native"):
         whole = tensors.solve()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -152,13 +151,14 @@ def penalty_gradients(sums, step_size, *penalties):
     return [None if varies_in_space(p) else unbroadcast(s, p.shape) for s, p in zip(scaled.unbind(1), penalties)]
 
 
-def parts(dictionary: Tensor, z_shape: Sequence[int], n_iter: int, at_least: int = 1) -> list[slice | None]:
+def parts(dictionary: Tensor, z: Tensor, n_iter: int, at_least: int = 1) -> list[slice | None]:
     """The batch in parts that take seconds each; nearly always one, None."""
-    sample = 2 * n_iter * math.prod(z_shape[1:]) * math.prod(dictionary.shape[1:])
-    if sample * z_shape[0] <= INTERRUPTIBLE:
+    atoms, batch = dictionary.shape[0], z.shape[0]
+    products = 2 * n_iter * z.numel() * dictionary.numel() // atoms
+    if products <= INTERRUPTIBLE:
         return [None]
-    size = max(at_least, int(INTERRUPTIBLE // sample))
-    return [slice(first, first + size) for first in range(0, z_shape[0], size)]
+    size = max(at_least, int(INTERRUPTIBLE * batch / products))
+    return [slice(first, first + size) for first in range(0, batch, size)]
 
 
 def part_of(tensor: Tensor | None, part: slice | None) -> Tensor | None:
@@ -170,7 +170,7 @@ def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, n
     z = empty(x, code_shape(x, dictionary, stride, pads))
     threshold, scale = per_code(step_size * lmbda, z.shape), divisor(mu, step_size, z.shape)
     t, mask, weights = step_size.item(), mask_like(x, mask), step_weights(n_iter, momentum)
-    for part in parts(dictionary, z.shape, n_iter):
+    for part in parts(dictionary, z, n_iter):
         torch.ops.csc_native.fista(
             part_of(x, part), dictionary, part_of(threshold, part), part_of(scale, part), t, part_of(z0, part),
             part_of(mask, part), stride, pads, nonneg, momentum == "sdnet", weights, part_of(z, part),
@@ -192,7 +192,7 @@ def fista_backward(
     threshold, scale = per_code(step_size * lmbda, z.shape), divisor(mu, step_size, z.shape)
     mask, weights = mask_like(x, mask), step_weights(n_iter, momentum)
     # A thread takes whole samples here.
-    for part in parts(dictionary, z.shape, n_iter, torch.get_num_threads()):
+    for part in parts(dictionary, z, n_iter, torch.get_num_threads()):
         torch.ops.csc_native.fista_backward(
             part_of(grad, part), part_of(x, part), dictionary, part_of(threshold, part), part_of(scale, part), t,
             part_of(z0, part), part_of(mask, part), stride, pads, nonneg, momentum == "sdnet", weights,
