@@ -112,10 +112,14 @@ def broadcasts(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
     return all(s == 1 or s == t for s, t in zip(small[::-1], large[::-1]))
 
 
-def check_same_kind(name: str, value: Tensor, x: Tensor, autocast: bool = False, than: str = "x") -> None:
-    """Device and dtype of x; `autocast`: or a dtype that autocast will make x's."""
+def check_same_device(name: str, value: Tensor, x: Tensor, than: str = "x") -> None:
     if value.device != x.device:
         raise ValueError(f"{name} is on {value.device}, {than} is on {x.device}")
+
+
+def check_same_kind(name: str, value: Tensor, x: Tensor, autocast: bool = False, than: str = "x") -> None:
+    """Device and dtype of x; `autocast`: or a dtype that autocast will make x's."""
+    check_same_device(name, value, x, than)
     if value.dtype == x.dtype:
         return
     # Autocast leaves float64 as it is.
@@ -180,8 +184,7 @@ def check_mask(mask: Tensor | None, x: Tensor, autocast: bool = False) -> None:
     if mask is None:
         return
     if mask.dtype is torch.bool:
-        if mask.device != x.device:
-            raise ValueError(f"mask is on {mask.device}, x is on {x.device}")
+        check_same_device("mask", mask, x)
     else:
         if not mask.dtype.is_floating_point:
             raise TypeError(f"mask must be bool or floating point, got {mask.dtype}")
@@ -196,8 +199,7 @@ def check_parameters(lmbda: Tensor, mu: Tensor, step_size: Tensor, x: Tensor, co
         check_floating(name, value)
         if value.dim() == 0 and value.is_cpu:
             continue
-        if value.device != x.device:
-            raise ValueError(f"{name} is on {value.device}, x is on {x.device}")
+        check_same_device(name, value, x)
         if not broadcasts(shape(value), against):
             raise ValueError(f"{name} of shape {shape(value)} does not broadcast against {against}")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks, ops
-from .geometry import Padding, Stride, code_size, normalize_padding, normalize_size, normalize_stride
+from .geometry import Padding, Stride, normalize_padding, normalize_size, normalize_stride
 
 
 @torch.no_grad()
@@ -83,10 +83,7 @@ def lipschitz(
     checks.check_number("tol", tol)
     checks.check_int("max_iter", max_iter, checks.MOST_STEPS)
     if start is not None:
-        checks.check_tensor("start", start, (4,))
-        code = (1, dictionary.shape[0], *code_size(size, dictionary.shape[2:], stride, pads))
-        if checks.shape(start) != code:
-            raise ValueError(f"start has shape {checks.shape(start)}, a code of size {size} has {code}")
+        checks.check_is_tensor("start", start)
     value, vector = ops.lipschitz(dictionary, stride, pads, size, tol, max_iter, start)
     if start is not None:
         start.copy_(vector)

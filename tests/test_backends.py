@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -306,3 +309,42 @@ def test_an_unknown_instruction_set_is_an_error() -> None:
     with pytest.raises(RuntimeError), native.use_isa("mmx"):
         pass
     assert native.build_info()["isa"] == before
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="the native backend is not there")
+@pytest.mark.parametrize(
+    "case", ({"lmbda": "atom"}, {"lmbda": "sample", "mu": "full", "z0": True, "mask": "float"})
+)
+def test_a_long_solve_in_parts_is_the_same_solve(monkeypatch: pytest.MonkeyPatch, case: dict) -> None:
+    problem = random_problem(dtype=torch.float32, batch=5, padding=1, n_iter=3, margin=1e-5, **case)
+    tensors = problem.leaves()
+    tensors.mask = tensors.mask if tensors.mask is None else tensors.mask.detach()
+    tensors.step_size, tensors.mu = float(problem.step_size), problem.mu
+    wanted = [t for t in tensors.tensors.values() if t.requires_grad]
+    with csc.use_backend("native"):
+        whole = tensors.solve()
+        gradients = torch.autograd.grad(whole.square().sum(), wanted)
+        for size in (1.0, 1e5):
+            monkeypatch.setattr(native.stem, "INTERRUPTIBLE", size)
+            parted = tensors.solve()
+            assert torch.equal(parted, whole)
+            for found, right in zip(torch.autograd.grad(parted.square().sum(), wanted), gradients):
+                torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="the native backend is not there")
+def test_an_interrupt_lands_between_the_parts_of_a_long_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, done, split = random_problem(dtype=torch.float32, batch=5, padding=1), [], native.stem.parts
+
+    def interrupted(*arguments: Any) -> Iterator[slice | None]:
+        for i, part in enumerate(split(*arguments)):
+            if i == 2:
+                signal.raise_signal(signal.SIGINT)
+            yield part
+            done.append(i)
+
+    monkeypatch.setattr(native.stem, "INTERRUPTIBLE", 1.0)
+    monkeypatch.setattr(native.stem, "parts", interrupted)
+    with csc.use_backend("native"), pytest.raises(KeyboardInterrupt):
+        problem.solve()
+    assert done == [0, 1]

@@ -55,8 +55,11 @@ def test_json_is_one_document_with_everything(quick: None, capsys: pytest.Captur
     running = {name for name, reason in report["backends"].items() if reason is None}
     assert running == set(csc.available_backends())
     assert {check["backend"] for check in report["checks"]} == running
-    assert all(check["status"] == "ok" and 0 <= check["share"] <= 1 for check in report["checks"])
-    assert {check["dtype"] for check in report["checks"]} == {"float32", "bfloat16"}
+    served = [check for check in report["checks"] if check["status"] != "not served"]
+    assert all(check["status"] == "ok" and 0 <= check["share"] <= 1 for check in served)
+    dtypes = {"float64", "float32", "bfloat16"}
+    assert {check["dtype"] for check in report["checks"]} == dtypes
+    assert {check["dtype"] for check in served if check["backend"] == "reference"} == dtypes
     assert report["speed"]["backend"] == csc.available_backends()[0]
     assert report["speed"]["csc_ms"] > 0 and report["speed"]["pytorch_ms"] > 0
     assert report["ok"] is True

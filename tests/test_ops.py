@@ -70,7 +70,10 @@ def samples(channels: int) -> dict[str, list[tuple]]:
         if channels > 4:
             found["fista"].append((*solve, True))
     d = p.dictionary.detach()
-    found["lipschitz"] = [(d, [1, 1], [1] * 4, [8, 7], 1e-3, 5), (d.bfloat16(), [2, 1], [0] * 4, [8, 7], 1e-3, 5)]
+    found["lipschitz"] = [
+        (d, [1, 1], [1] * 4, [8, 7], 1e-3, 5, torch.rand(1, 4, 8, 7)),
+        (d.bfloat16(), [2, 1], [0] * 4, [8, 7], 1e-3, 5, None),
+    ]
     found["lipschitz_bound"] = [(d, [1, 1]), (d.bfloat16(), [2, 1])]
     return found
 

@@ -16,6 +16,9 @@ from ..reference import unbroadcast
 CHANNELS = 4
 KERNEL_ROWS = 32
 
+# Products between two looks for Ctrl-C, which Python notices between calls: about two seconds of two cores.
+INTERRUPTIBLE = 5e10
+
 
 def serves(dictionary: Tensor) -> bool:
     return dictionary.shape[1] <= CHANNELS and dictionary.shape[2] <= KERNEL_ROWS
@@ -148,13 +151,30 @@ def penalty_gradients(sums, step_size, *penalties):
     return [None if varies_in_space(p) else unbroadcast(s, p.shape) for s, p in zip(scaled.unbind(1), penalties)]
 
 
+def parts(dictionary: Tensor, z: Tensor, n_iter: int, at_least: int = 1) -> list[slice | None]:
+    """The batch in parts that take seconds each; nearly always one, None."""
+    atoms, batch = dictionary.shape[0], z.shape[0]
+    products = 2 * n_iter * z.numel() * dictionary.numel() // atoms
+    if products <= INTERRUPTIBLE:
+        return [None]
+    size = max(at_least, int(INTERRUPTIBLE * batch / products))
+    return [slice(first, first + size) for first in range(0, batch, size)]
+
+
+def part_of(tensor: Tensor | None, part: slice | None) -> Tensor | None:
+    """The samples of a part; a parameter that all samples share stays whole."""
+    return tensor if tensor is None or part is None or tensor.shape[0] == 1 else tensor[part]
+
+
 def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum, keep):
     z = empty(x, code_shape(x, dictionary, stride, pads))
-    torch.ops.csc_native.fista(
-        x, dictionary, per_code(step_size * lmbda, z.shape), divisor(mu, step_size, z.shape),
-        step_size.item(), z0, mask_like(x, mask), stride, pads, nonneg, momentum == "sdnet",
-        step_weights(n_iter, momentum), z,
-    )  # fmt: skip
+    threshold, scale = per_code(step_size * lmbda, z.shape), divisor(mu, step_size, z.shape)
+    t, mask, weights = step_size.item(), mask_like(x, mask), step_weights(n_iter, momentum)
+    for part in parts(dictionary, z, n_iter):
+        torch.ops.csc_native.fista(
+            part_of(x, part), dictionary, part_of(threshold, part), part_of(scale, part), t, part_of(z0, part),
+            part_of(mask, part), stride, pads, nonneg, momentum == "sdnet", weights, part_of(z, part),
+        )  # fmt: skip
     return z, *kept_tensors(x, z.shape, z0, n_iter, False)
 
 
@@ -169,11 +189,15 @@ def fista_backward(
     grad_z0 = empty(x, z.shape) if needs[5] else None
     sums = zeros(x.shape[0], 2, z.shape[1]) if penalty else None
     grad_dictionary = zeros(dictionary.shape) if needs[1] else None
-    torch.ops.csc_native.fista_backward(
-        grad, x, dictionary, per_code(step_size * lmbda, z.shape), divisor(mu, step_size, z.shape), t,
-        z0, mask_like(x, mask), stride, pads, nonneg, momentum == "sdnet", step_weights(n_iter, momentum),
-        z, grad_x, grad_z0, sums, grad_dictionary,
-    )  # fmt: skip
+    threshold, scale = per_code(step_size * lmbda, z.shape), divisor(mu, step_size, z.shape)
+    mask, weights = mask_like(x, mask), step_weights(n_iter, momentum)
+    # A thread takes whole samples here.
+    for part in parts(dictionary, z, n_iter, torch.get_num_threads()):
+        torch.ops.csc_native.fista_backward(
+            part_of(grad, part), part_of(x, part), dictionary, part_of(threshold, part), part_of(scale, part), t,
+            part_of(z0, part), part_of(mask, part), stride, pads, nonneg, momentum == "sdnet", weights,
+            part_of(z, part), part_of(grad_x, part), part_of(grad_z0, part), part_of(sums, part), grad_dictionary,
+        )  # fmt: skip
     grads = (
         None if grad_x is None else grad_x.mul_(-t),
         None if grad_dictionary is None else grad_dictionary.mul_(t),

@@ -9,22 +9,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import check_dictionary, check_geometry
+from ..checks import check_dictionary, check_geometry, check_same_device, check_tensor, shape
 from ..geometry import code_size
 from ..reference import analysis, synthesis
 from .library import define
 
 
 def check_lipschitz(
-    dictionary: Tensor, stride: Sequence[int], pads: Sequence[int], size: Sequence[int], tol: float, max_iter: int
-) -> None:
+    dictionary: Tensor,
+    stride: Sequence[int],
+    pads: Sequence[int],
+    size: Sequence[int],
+    tol: float,
+    max_iter: int,
+    start: Tensor | None,
+) -> tuple[int, ...]:
+    """Returns the shape of a code of one image."""
     check_dictionary(dictionary)
     check_geometry(stride, pads)
     kernel = tuple(dictionary.shape[2:])
     if len(size) != 2 or min(size) < 1 or min(code_size(size, kernel, stride, pads)) < 1:
         raise ValueError(f"kernel {kernel} is larger than the padded input of size {tuple(size)}")
+    code = (1, dictionary.shape[0], *code_size(size, kernel, stride, pads))
+    if start is not None:
+        check_tensor("start", start, (4,))
+        check_same_device("start", start, dictionary, "the dictionary")
+        if shape(start) != code:
+            raise ValueError(f"start has shape {shape(start)}, a code of size {tuple(size)} has {code}")
     if not tol >= 0 or max_iter < 1:
         raise ValueError(f"tol must be at least 0 and max_iter at least 1, got {tol} and {max_iter}")
+    return code
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -41,9 +55,8 @@ def _power_kernel(
     max_iter: int,
     start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    check_lipschitz(dictionary, stride, pads, size, tol, max_iter)
+    code = check_lipschitz(dictionary, stride, pads, size, tol, max_iter, start)
     wide = dictionary.to(_wide(dictionary.dtype))
-    code = (1, wide.shape[0], *code_size(size, wide.shape[2:], stride, pads))
     generator = torch.Generator(wide.device).manual_seed(0)
     v = torch.rand(code, dtype=wide.dtype, device=wide.device, generator=generator) - 0.5
     v = v / v.norm()
@@ -145,9 +158,8 @@ def _symbol(lags: Tensor, taps: Sequence[int], grid: Sequence[int]) -> Tensor:
 
 
 def _power_fake(dictionary, stride, pads, size, tol, max_iter, start=None):
-    check_lipschitz(dictionary, stride, pads, size, tol, max_iter)
+    code = check_lipschitz(dictionary, stride, pads, size, tol, max_iter, start)
     wide = _wide(dictionary.dtype)
-    code = (1, dictionary.shape[0], *code_size(size, dictionary.shape[2:], stride, pads))
     return dictionary.new_empty((), dtype=wide), dictionary.new_empty(code, dtype=wide)
 
 
