@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks, ops
-from .geometry import Padding, Stride, code_size, normalize_padding, normalize_size, normalize_stride
+from .geometry import Padding, Stride, normalize_padding, normalize_size, normalize_stride
 
 
 @torch.no_grad()

@@ -189,6 +189,15 @@ def test_threads_share_blocks_and_slices_without_changing_bits(
         torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5 * scale)
 
 
+@tiled
+def test_each_of_many_atoms_has_its_own_threshold_and_code_to_add_to(path: str) -> None:
+    """More atoms and channels than are worked on at a time."""
+    options = {"channels": 70, "atoms": 150, "size": (5, 6), "padding": 1, "z0": True, "lmbda": "atom"}
+    problem = random_problem(dtype=torch.float32, **options)
+    peers, oracle = ways(Problem.plain, problem), problem.to(torch.float64).plain()
+    assert_error(by_path(path)(problem), peers, oracle, times=ALLOWED[path])
+
+
 @pytest.mark.parametrize("value", (torch.nan, torch.inf), ids=str)
 @pytest.mark.parametrize("path, reach", (("direct", 1), ("f2", 2), ("f4", 4)))
 def test_what_is_not_finite_spreads_no_further_than_a_tile_at_each_convolution(
