@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 import typer
-from cases import CASES, LAYOUTS, MODES, NAMES, contender, peak
+from cases import CASES, HIGH, LAYOUTS, MODES, NAMES, contender, peak
 from harness import choose_allocator, console, interleave, provenance, show, update_csv
 from memory import peak_bytes
 
@@ -21,6 +21,8 @@ def run_case(
     """All contenders of one case, interleaved; the rows without the machine's columns."""
     torch._dynamo.reset()  # Each case compiles its own shapes, below the limit of recompilations.
     pairs = [(name, layout) for name in NAMES for layout in LAYOUTS]
+    if not CASES[case].stem and dtype == "float32":
+        pairs += [(HIGH, layout) for layout in LAYOUTS]
     contenders = [contender(name, CASES[case], layout, mode, getattr(torch, dtype)) for name, layout in pairs]
     if memory and mode == "training" and CASES[case].stem:
         with console.status(f"{case}: memory"):

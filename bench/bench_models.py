@@ -9,7 +9,7 @@ from typing import Annotated
 
 import torch
 import typer
-from cases import LAYOUTS
+from cases import LAYOUTS, with_precision
 from harness import Contender, backend_name, choose_allocator, console, interleave, provenance, show, update_csv
 from model_variants import as_shipped, cleaned_eager
 from rich.table import Table
@@ -25,11 +25,13 @@ BOTH, LAST = tuple(LAYOUTS), ("channels_last",)
 
 @dataclass(frozen=True)
 class Entry:
-    """A model in the layouts that are tried, and what is done to it first."""
+    """A model in the layouts that are tried, what is done to it first, and with how little precision it runs."""
 
     model: str
     layouts: tuple[str, ...] = BOTH
     change: Callable[[nn.Module], nn.Module] = lambda model: model
+    precision: str = "highest"  # Of torch.set_float32_matmul_precision.
+    dtype: torch.dtype | None = None  # Of weights and pictures, where it is not the run's.
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ COMPILED = {
 ALL = {
     "ResNet-18": Entry("resnet18"),
     "SDNet-18-all": Entry("sdnet18_all", LAST),
+    "SDNet-18-all high": Entry("sdnet18_all", LAST, precision="high"),
+    "SDNet-18-all bfloat16": Entry("sdnet18_all", LAST, dtype=torch.bfloat16),
     "SDNet-18-all, cleaned eager": Entry("sdnet18_all", BOTH, cleaned_eager),
     "SDNet-18-all, cleaned compiled": Entry("sdnet18_all", BOTH, lambda model: compiled(cleaned_eager(model))),
     "SDNet-18-all, as shipped": Entry("sdnet18_all", ("contiguous",), as_shipped),
@@ -92,9 +96,10 @@ def build(entry: Entry, stem: str) -> nn.Module:
 
 def model_call(entry: Entry, case: Case, layout: str, mode: str, dtype: torch.dtype) -> Callable[[], object]:
     """Logits of one batch, or one step of training with SGD."""
-    model = build(entry, case.stem).to(memory_format=LAYOUTS[layout])
+    own = entry.dtype or torch.float32
+    model = build(entry, case.stem).to(own, memory_format=LAYOUTS[layout])
     model = entry.change(model)
-    x = torch.randn(case.batch, 3, case.size, case.size).to(memory_format=LAYOUTS[layout])
+    x = torch.randn(case.batch, 3, case.size, case.size).to(own, memory_format=LAYOUTS[layout])
 
     def logits() -> torch.Tensor:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -107,7 +112,7 @@ def model_call(entry: Entry, case: Case, layout: str, mode: str, dtype: torch.dt
             with torch.no_grad():
                 return logits()
 
-        return infer
+        return with_precision(entry.precision, infer)
 
     labels = torch.randint(10, (case.batch,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
@@ -117,7 +122,7 @@ def model_call(entry: Entry, case: Case, layout: str, mode: str, dtype: torch.dt
         F.cross_entropy(logits().float(), labels).backward()
         optimizer.step()
 
-    return train
+    return with_precision(entry.precision, train)
 
 
 def sizes(case: Case) -> Table:
@@ -129,7 +134,7 @@ def sizes(case: Case) -> Table:
     for heading in ("model", "parameters", "GFLOP per picture"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, entry in case.entries.items():
-        if name.count(",") or name.endswith("compiled"):
+        if name.count(",") or name.endswith(("compiled", "high", "bfloat16")):
             continue
         model = build(entry, case.stem).eval()
         parameters = sum(parameter.numel() for parameter in model.parameters())

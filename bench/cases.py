@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from harness import Contender, backend_name, nothing
@@ -17,6 +18,7 @@ import csc_kernels as csc
 LMBDA = 0.1
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 NAMES = ("published", "cleaned", "compiled", "conv2d", "csc.fista", "CSCConv2d")
+HIGH = "csc.fista high"  # Where the caller has allowed less precision than float32's, for wide layers.
 MODES = ("forward", "training")
 PEAK = "peak"  # The contender whose rate stands for the machine's, see `peak`.
 
@@ -105,6 +107,20 @@ class Problem:
         return layer.train(self.dictionary.requires_grad)
 
 
+def with_precision(precision: str, call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call under torch.set_float32_matmul_precision(precision)."""
+
+    def run() -> Any:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        try:
+            return call()
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return run
+
+
 def nudge(weight: Tensor) -> Callable[[], None]:
     """Moves the weight to and fro by one percent, as an optimiser does between two steps of training."""
     direction = torch.randn_like(weight)
@@ -130,7 +146,7 @@ def forward(name: str, problem: Problem) -> tuple[Callable[[], Tensor], Callable
     if name == "compiled":
         compiled = torch.compile(cleaned, dynamic=False)
         return partial(compiled, x, dictionary, LMBDA, problem.step_size, **options), nothing
-    if name == "csc.fista":
+    if name in ("csc.fista", HIGH):
         return partial(csc.fista, x, dictionary, LMBDA, problem.step_size, **options), nothing
     if name == "CSCConv2d":
         layer = problem.layer(csc.CSCConv2d).train(training)
@@ -181,5 +197,7 @@ def contender(name: str, case: Case, layout: str, mode: str, dtype: torch.dtype)
         call: Callable[[], object] = partial(train, compute, problem, upstream)
     else:
         call = partial(infer, compute)
-    backend = backend_name() if name in ("csc.fista", "CSCConv2d") else "torch"
+    if name == HIGH:  # The backward too.
+        call = with_precision("high", call)
+    backend = backend_name() if name in ("csc.fista", HIGH, "CSCConv2d") else "torch"
     return Contender(name, layout, call, before, backend)

@@ -68,6 +68,12 @@ def measure(metric: str, run: Run) -> float | None:
         return ratio(run.fastest("published"), run.fastest("CSCConv2d"))
     if metric == "vs ResNet-18":
         return ratio(run.fastest("ResNet-18"), run.fastest("SDNet-18"))
+    if metric == "high vs best PyTorch":
+        return ratio(run.fastest(*PYTORCH), run.fastest("csc.fista high"))
+    if metric.endswith(" vs ResNet-18"):
+        return ratio(run.fastest("ResNet-18"), run.fastest(metric.removesuffix(" vs ResNet-18")))
+    if metric == "SDNet-18-all, bfloat16 vs float32":
+        return ratio(run.fastest("SDNet-18-all"), run.fastest("SDNet-18-all bfloat16"))
     if metric == "memory vs cleaned":
         ours, theirs = run.peak_bytes("csc.fista"), run.peak_bytes("cleaned")
         return ours / theirs if ours and theirs else None

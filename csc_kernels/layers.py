@@ -222,7 +222,7 @@ class CSCConv2d(nn.Module):
                 stride=self.stride,
                 padding=self._pads,
                 input_size=size,
-                tol=1e-3,
+                tol=5e-3,
                 max_iter=50,
             )
         step = finite_step(step.to(self.step_size.dtype))

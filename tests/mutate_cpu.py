@@ -1,4 +1,4 @@
-"""Breaks every kernel of csrc/cpu on purpose and shows that the tests notice: python tests/mutate_cpu.py [FILE ...]
+"""Breaks the kernels of csrc/cpu on purpose and shows that the tests notice: python tests/mutate_cpu.py [FILE ...]
 
 The mutations of mutations_cpu.py are compiled into one library, each behind a number, in a copy of the repository.
 The tests must pass with none of them and fail with each. Exits with 1 when a mutation survives, and with 2 when the

@@ -13,11 +13,13 @@ STEM = (
     "tests/test_backends.py",
     "tests/test_properties.py",
 )
-# The quickest first.
+_PATHS = "tests/test_paths.py::"
 WIDE = (
-    "tests/test_paths.py::test_every_entry_of_a_small_solve_is_right_for_each_tap_and_pixel",
-    "tests/test_paths.py::test_gradients_of_the_templates_pass_gradcheck_in_float64",
-    "tests/test_paths.py",
+    _PATHS + "test_every_entry_of_a_small_solve_is_right_for_each_tap_and_pixel",
+    _PATHS + "test_threads_share_blocks_and_slices_without_changing_bits",
+    _PATHS + "test_gradients_of_the_templates_pass_gradcheck_in_float64",
+    _PATHS + "test_each_of_many_atoms_has_its_own_threshold_and_code_to_add_to",
+    _PATHS + "test_any_solve_obeys_the_rule",
 )
 
 Table = tuple[tuple[str, ...], list[tuple[str, str]]]

@@ -174,8 +174,6 @@ ROWS |= {
     "lipschitz tol": (given(lipschitz, tol=-1.0), ValueError, ("tol must be finite and at least 0", "-1.0")),
     "lipschitz tol nan": (given(lipschitz, tol=NAN), ValueError, ("tol must be finite and at least 0", "nan")),
     "lipschitz tol str": (given(lipschitz, tol="a"), TypeError, ("tol must be a number", "str")),
-    "lipschitz start": (given(lipschitz, start=Z), ValueError, ("start has shape (2, 4, 8, 8)", "(1, 4, 8, 8)")),
-    "lipschitz start list": (given(lipschitz, start=[1]), TypeError, ("start must be a torch.Tensor", "list")),
     "layer channels": (given(call, X[:, :2]), ValueError, ("3 input channels", "x has 2", "(4, 3, 3, 3)")),
     "layer rank": (given(call, X[0, 0]), ValueError, ("x must have 3 or 4", "(8, 8)")),
     "layer list": (given(call, [1]), TypeError, ("x must be a torch.Tensor", "list")),
@@ -296,7 +294,6 @@ RAW = {
     "lipschitz size": lambda: torch.ops.csc.lipschitz(D, ONE, SIDES, [8, -8], 1e-3, 5, None),
     "lipschitz max_iter": lambda: torch.ops.csc.lipschitz(D, ONE, SIDES, [8, 8], 1e-3, 0, None),
     "lipschitz stride": lambda: torch.ops.csc.lipschitz(D, [0, 0], SIDES, [8, 8], 1e-3, 5, None),
-    "lipschitz start": lambda: torch.ops.csc.lipschitz(D, ONE, SIDES, [8, 8], 1e-3, 5, Z[:1, :, :2]),
     "lipschitz_bound stride": lambda: torch.ops.csc.lipschitz_bound(D, [0, 0]),
     "lipschitz_bound rank": lambda: torch.ops.csc.lipschitz_bound(D[0], ONE),
 }

@@ -165,23 +165,37 @@ def test_every_entry_of_a_small_solve_is_right_for_each_tap_and_pixel(path: str,
 @tiled
 @pytest.mark.parametrize("threads", (1, 2, 3, 7))
 @pytest.mark.parametrize("shape", ((5, 5), (64, 64), (70, 130), (130, 70)), ids=str)
-def test_the_same_bits_at_any_fixed_number_of_threads(path: str, threads: int, shape: tuple[int, int]) -> None:
+def test_threads_share_blocks_and_slices_without_changing_bits(
+    path: str, threads: int, shape: tuple[int, int]
+) -> None:
     options = {"channels": shape[0], "atoms": shape[1], "size": (9, 6), "padding": 1, "batch": 5}
-    problem = random_problem(dtype=torch.float32, **options)
+    problem = random_problem(dtype=torch.float32, lmbda=0.0, nonneg=False, **options)  # No support to jump.
     problem.step_size = float(problem.step_size)
     torch.set_num_threads(threads)
 
-    def everything() -> tuple[Tensor, ...]:
+    def everything(problem: Problem, compute: Callable[[Problem], Tensor]) -> tuple[Tensor, ...]:
         leaves = problem.leaves()
+        z = compute(leaves)
         with forced(path):
-            z = leaves.solve()
             grads = torch.autograd.grad(z.square().sum(), (leaves.x, leaves.dictionary))
         return z.detach(), *grads
 
-    first = everything()
-    assert all(torch.equal(a, b) for a, b in zip(first, everything()))
-    oracle = problem.to(torch.float64).plain()
-    assert_error(first[0], ways(Problem.plain, problem), oracle, times=ALLOWED[path])
+    first = everything(problem, by_path(path))
+    for found, again, exact in zip(
+        first, everything(problem, by_path(path)), everything(problem.to(torch.float64), Problem.plain)
+    ):
+        assert torch.equal(found, again)
+        scale = float(exact.abs().max())
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5 * scale)
+
+
+@tiled
+def test_each_of_many_atoms_has_its_own_threshold_and_code_to_add_to(path: str) -> None:
+    """More atoms and channels than are worked on at a time."""
+    options = {"channels": 70, "atoms": 150, "size": (5, 6), "padding": 1, "z0": True, "lmbda": "atom"}
+    problem = random_problem(dtype=torch.float32, **options)
+    peers, oracle = ways(Problem.plain, problem), problem.to(torch.float64).plain()
+    assert_error(by_path(path)(problem), peers, oracle, times=ALLOWED[path])
 
 
 @pytest.mark.parametrize("value", (torch.nan, torch.inf), ids=str)

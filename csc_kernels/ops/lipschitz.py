@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import check_dictionary, check_geometry, check_same_device, check_tensor, shape
+from ..checks import check_dictionary, check_geometry
 from ..geometry import code_size
 from ..reference import analysis, synthesis
 from .library import define
@@ -22,7 +22,6 @@ def check_lipschitz(
     size: Sequence[int],
     tol: float,
     max_iter: int,
-    start: Tensor | None,
 ) -> tuple[int, ...]:
     """Returns the shape of a code of one image."""
     check_dictionary(dictionary)
@@ -31,11 +30,6 @@ def check_lipschitz(
     if len(size) != 2 or min(size) < 1 or min(code_size(size, kernel, stride, pads)) < 1:
         raise ValueError(f"kernel {kernel} is larger than the padded input of size {tuple(size)}")
     code = (1, dictionary.shape[0], *code_size(size, kernel, stride, pads))
-    if start is not None:
-        check_tensor("start", start, (4,))
-        check_same_device("start", start, dictionary, "the dictionary")
-        if shape(start) != code:
-            raise ValueError(f"start has shape {shape(start)}, a code of size {tuple(size)} has {code}")
     if not tol >= 0 or max_iter < 1:
         raise ValueError(f"tol must be at least 0 and max_iter at least 1, got {tol} and {max_iter}")
     return code
@@ -53,34 +47,43 @@ def _power_kernel(
     size: Sequence[int],
     tol: float,
     max_iter: int,
-    start: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    code = check_lipschitz(dictionary, stride, pads, size, tol, max_iter, start)
+) -> Tensor:
+    """Lanczos's iteration (Golub & Van Loan, Matrix Computations, 10.1): from the products A'A v of a power
+    iteration the largest eigenvalue over all vectors that they span, and not the last one's alone."""
+    code = check_lipschitz(dictionary, stride, pads, size, tol, max_iter)
     wide = dictionary.to(_wide(dictionary.dtype))
     generator = torch.Generator(wide.device).manual_seed(0)
     v = torch.rand(code, dtype=wide.dtype, device=wide.device, generator=generator) - 0.5
     v = v / v.norm()
-    tiny = torch.finfo(wide.dtype).tiny
-    value = wide.new_zeros(())
-    if start is not None:
-        # The last product of another iteration, whose norm was that one's value; useless where it is zero or NaN.
-        norm = start.norm()
-        useful = (norm > 0) & norm.isfinite()
-        value = torch.where(useful, norm, value)
-        v = torch.where(useful, start / norm.clamp_min(tiny), v)
-    done = torch.zeros((), dtype=torch.bool, device=wide.device)
-    # A CPU's answer costs nothing; a GPU is asked every 25 products, and its vector freezes meanwhile.
-    interval = 1 if wide.device.type == "cpu" else 25
-    for i in range(max_iter):
+    before = torch.zeros_like(v)
+    # What rounding leaves of a vector that the others span is none of its own.
+    rounding, tiny = 100 * torch.finfo(wide.dtype).eps, torch.finfo(wide.dtype).tiny
+    diagonal: list[Tensor] = []
+    beside = [wide.new_zeros(())]  # beside[k] couples the vectors k - 1 and k.
+    # A CPU's answer costs nothing; a GPU is asked every 8 products.
+    interval = 1 if wide.device.type == "cpu" else 8
+    for i in range(1, max_iter + 1):
         product = analysis(synthesis(v, wide, stride, pads, size), wide, stride, pads)
-        norm = product.norm()
-        converged = (norm - value).abs() <= tol * norm
-        value = torch.where(done, value, norm)
-        v = torch.where(done, v, product / norm.clamp_min(tiny))
-        done = done | converged
-        if i % interval == interval - 1 and bool(done):
-            break
-    return value, v * value
+        diagonal.append((product * v).sum())
+        size_of_product = product.norm()
+        product = product - diagonal[-1] * v - beside[-1] * before
+        rest = product.norm()
+        beside.append(torch.where(rest > rounding * size_of_product, rest, 0))
+        before, v = v, torch.where(beside[-1] > 0, product / rest.clamp_min(tiny), 0)
+        if i % interval == 0 or i == max_iter:
+            value = _largest_eigenvalue(diagonal, beside[1:-1])
+            if i > 1 and value - _largest_eigenvalue(diagonal[:-1], beside[1:-2]) <= tol * value:
+                break
+    return value.to(wide)
+
+
+def _largest_eigenvalue(diagonal: Sequence[Tensor], beside: Sequence[Tensor]) -> Tensor:
+    """Of a symmetric tridiagonal matrix, in float64 on the CPU."""
+    matrix = torch.stack(list(diagonal)).double().cpu().diag()
+    if beside:
+        coupling = torch.stack(list(beside)).double().cpu()
+        matrix = matrix + coupling.diag(1) + coupling.diag(-1)
+    return torch.linalg.eigvalsh(matrix)[-1] if matrix.isfinite().all() else matrix.new_tensor(math.nan)
 
 
 _DOUBLINGS = 5  # The moment trace(C^32) = trace(C^(2^5)).
@@ -157,10 +160,9 @@ def _symbol(lags: Tensor, taps: Sequence[int], grid: Sequence[int]) -> Tensor:
     return (down @ columns.flatten(1)).reshape(-1, n, n)
 
 
-def _power_fake(dictionary, stride, pads, size, tol, max_iter, start=None):
-    code = check_lipschitz(dictionary, stride, pads, size, tol, max_iter, start)
-    wide = _wide(dictionary.dtype)
-    return dictionary.new_empty((), dtype=wide), dictionary.new_empty(code, dtype=wide)
+def _power_fake(dictionary, stride, pads, size, tol, max_iter):
+    check_lipschitz(dictionary, stride, pads, size, tol, max_iter)
+    return dictionary.new_empty((), dtype=_wide(dictionary.dtype))
 
 
 def _bound_fake(dictionary, stride):
@@ -169,8 +171,7 @@ def _bound_fake(dictionary, stride):
 
 
 lipschitz = define(
-    "lipschitz(Tensor dictionary, int[2] stride, int[4] pads, SymInt[2] size, float tol, int max_iter, "
-    "Tensor? start=None) -> (Tensor, Tensor)",
+    "lipschitz(Tensor dictionary, int[2] stride, int[4] pads, SymInt[2] size, float tol, int max_iter) -> Tensor",
     _power_kernel,
     _power_fake,
 )
