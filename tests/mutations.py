@@ -114,6 +114,7 @@ def problems() -> Iterator[tuple[Compute, Problem, dict[str, int]]]:
     yield cut(make(kernel=(2, 4), stride=(2, 1), padding=(1, 2), size=(9, 40), mask="channel"))
     yield Problem.solve, make(stride=(1, 3), padding=(1, 2), size=(6, 14), batch=1), {}
     yield cut(make(0, torch.bfloat16, padding=1, size=(24, 16), batch=3))
+    yield cut(make(padding=1, size=(31, 6), n_iter=1))
     options = {"momentum": "none", "mask": "float", "lmbda": "atom", "mu": "sample", "atoms": 7}
     yield cut(make(padding=1, size=(31, 5), n_iter=3, z0=False, **options).leaves(), True)
     yield cut(make(padding=1, size=(31, 5), n_iter=2, z0=True, nonneg=False, **options).leaves(), True)

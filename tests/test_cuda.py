@@ -111,6 +111,13 @@ def test_tiles_with_their_halos_obey_the_rule(device, case: str, n_iter: int) ->
     assert [call[0] for call in device.calls] == ["fista"]
 
 
+def test_the_next_tiles_pixels_do_not_arrive_before_the_last_are_read(device) -> None:  # noqa: F811
+    """One step without a mask reads x to its end."""
+    problem = random_problem(dtype=torch.float32, n_iter=1, padding=1, size=(31, 6))
+    run_tiled(device, problem)
+    assert_solves(problem)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("momentum, from_code", (("fista", True), ("sdnet", False)))
 def test_tiles_with_momentum_obey_the_rule(device, momentum: str, from_code: bool, dtype: torch.dtype) -> None:  # noqa: F811
