@@ -2,8 +2,9 @@
 
 from .backends import available_backends, use_backend
 from .functional import fista, fista_step, residual
-from .layers import CSCConv2d, set_lmbda
+from .layers import CSCConv2d
 from .lipschitz import lipschitz
+from .penalties import set_lmbda
 from .tuning import tune
 from .version import __version__
 

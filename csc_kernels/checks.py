@@ -63,6 +63,16 @@ def check_nonneg(nonneg: Any) -> None:
         raise TypeError(f"nonneg must be a bool, got {nonneg!r}")
 
 
+def check_data_term(square_noise: Any, huber: Any) -> None:
+    if not isinstance(square_noise, bool):
+        raise TypeError(f"square_noise must be a bool, got {square_noise!r}")
+    if huber is None:
+        return
+    check_number("huber", huber, positive=True)
+    if not square_noise:
+        raise ValueError(f"huber={huber} has no form with square_noise=False")
+
+
 def check_number(name: str, value: Any, positive: bool = False) -> None:
     """A finite number >= 0, or > 0 when `positive`."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
@@ -94,6 +104,15 @@ def parameter(name: str, value: Any, positive: bool = False) -> Tensor:
 def check_floating(name: str, value: Tensor) -> None:
     if not value.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating point tensor, got {value.dtype}")
+
+
+def check_penalty(name: str, value: Any) -> None:
+    """lmbda or mu of a layer: a number or a floating point tensor, finite and at least 0."""
+    if not isinstance(value, Tensor):
+        check_number(name, value)
+        return
+    check_floating(name, value)
+    check_value(name, value)
 
 
 def step_size_parameter(value: Any) -> Tensor:

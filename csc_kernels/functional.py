@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import checks, ops, reference
-from .geometry import Padding, Pads, Stride, normalize_padding, normalize_stride, step_weights
+from .data_terms import fista_huber, fista_unsquared
+from .geometry import Padding, Pads, Stride, normalize_padding, normalize_stride
 from .lipschitz import lipschitz
 
 Parameter = Union[float, Tensor]
@@ -133,6 +134,7 @@ def fista(
     z0: Tensor | None = None,
     mask: Tensor | None = None,
     square_noise: bool = True,
+    huber: float | None = None,
 ) -> Tensor:
     """The sparse code of x after n_iter steps of FISTA.
 
@@ -163,6 +165,9 @@ def fista(
         square_noise: False divides each sample's residual by twice its norm (taken as a constant), the
             gradient of 1/2 ||x - A z||: the published layer's option of that name, which leaves the step from
             zero as it is.
+        huber: takes the Huber loss of x - A z for its square: linear beyond this number, greater than 0, so that
+            outliers (impulse noise) pull no harder than it; the smaller, the closer to the l1 norm. Costs one more
+            synthesis a step.
 
     Returns:
         The code, (N, K, H', W') or (K, H', W'), in x's dtype and layout.
@@ -180,18 +185,21 @@ def fista(
     checks.check_n_iter(n_iter)
     checks.check_momentum(momentum)
     checks.check_nonneg(nonneg)
+    checks.check_data_term(square_noise, huber)
     dims, plain, compiling = x.dim(), in_transform(), torch.compiler.is_compiling()
     z0 = None if z0 is None else _batched("z0", z0, dims)
     parameters = _parameters(lmbda, mu, step_size, dictionary, stride)
     tensors = (_batched("x", x, dims), dictionary, *parameters, z0, mask)
     options = (n_iter, stride, pads, nonneg, momentum)
     # The op asks the same, but only of what reaches it, and where the compiler cannot show its answer.
-    if plain or compiling or not square_noise:
+    if plain or compiling or not square_noise or huber is not None:
         ops.check_fista(*tensors, n_iter, stride, pads, momentum, autocast=True)
         if not compiling:
             checks.check_values(*parameters)
-    if not square_noise:
-        z = _fista_unsquared(*tensors, *options)
+    if huber is not None:
+        z = fista_huber(*tensors, *options, huber, plain)
+    elif not square_noise:
+        z = fista_unsquared(*tensors, *options, plain)
     elif plain:
         z = reference.fista(*tensors, *options)[0][-1]
     else:
@@ -233,42 +241,6 @@ def _parameters(
         checks.parameter("mu", mu),
         checks.step_size_parameter(step_size),
     )
-
-
-def _fista_unsquared(
-    x: Tensor,
-    dictionary: Tensor,
-    lmbda: Tensor,
-    mu: Tensor,
-    step_size: Tensor,
-    z0: Tensor | None,
-    mask: Tensor | None,
-    n_iter: int,
-    stride: tuple[int, int],
-    pads: Pads,
-    nonneg: bool,
-    momentum: str,
-) -> Tensor:
-    """The solve whose residual is divided by twice its norm, composed of the op `residual`.
-
-    The step from zero takes x as it is, as the published layer does.
-    """
-    residual_op = reference.residual if in_transform() else ops.residual
-    z: Any = z0
-    y: Any = z0
-    for beta in step_weights(n_iter, momentum):
-        point = z if momentum == "sdnet" else y
-        if point is None:
-            r = x if mask is None else x * mask
-        else:
-            r = residual_op(x, point, dictionary, stride, pads, mask)
-            norm = r.detach().flatten(1).norm(dim=1).clamp_min(1e-12)
-            r = r / (2 * norm.view(-1, 1, 1, 1))
-        v = step_size * reference.analysis(r, dictionary, stride, pads)
-        z_next = reference.prox(v if y is None else y + v, lmbda, mu, step_size, nonneg)
-        y = z_next + beta * (z_next - z) if beta else z_next
-        z = z_next
-    return z
 
 
 def default_step_size(dictionary: Tensor, stride: Stride) -> Tensor:

@@ -48,7 +48,7 @@ class CSCConv2d(nn.Module):
         n_iter: steps.
         nonneg: codes are not negative.
         momentum: "fista", "none" or "sdnet", see `fista`.
-        square_noise: see `fista`.
+        square_noise, huber: the data term, see `fista`.
         n_dict: the input is repeated so many times along its channels, each with atoms of its own.
         normalize: how atoms get their unit norm. "sphere" divides by the norm, with its gradient;
             "projection" overwrites the weight before the forward, without gradient, as published.
@@ -98,6 +98,7 @@ class CSCConv2d(nn.Module):
         nonneg: bool = True,
         momentum: str = "fista",
         square_noise: bool = True,
+        huber: float | None = None,
         n_dict: int = 1,
         normalize: str = "sphere",
         step: str = "auto",
@@ -112,6 +113,7 @@ class CSCConv2d(nn.Module):
         checks.check_n_iter(n_iter)
         checks.check_momentum(momentum)
         checks.check_nonneg(nonneg)
+        checks.check_data_term(square_noise, huber)
         for name, value in (
             ("in_channels", in_channels),
             ("out_channels", out_channels),
@@ -128,6 +130,7 @@ class CSCConv2d(nn.Module):
         self.nonneg = nonneg
         self.momentum = momentum
         self.square_noise = square_noise
+        self.huber = huber
         self.n_dict = n_dict
         self.normalize = normalize
         if step == "auto":
@@ -163,7 +166,7 @@ class CSCConv2d(nn.Module):
         if name not in ("lmbda", "mu"):
             super().__setattr__(name, value)
             return
-        _check_penalty(name, value)
+        checks.check_penalty(name, value)
         if hasattr(self, name):
             delattr(self, name)
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
@@ -261,7 +264,8 @@ class CSCConv2d(nn.Module):
                 self._refresh_step(self._normalized(), self._step_size_of)
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The code of x. Pixels where the mask, bool or floating, is zero are unknown; it broadcasts against x."""
         checks.check_tensor("x", x, (3, 4))
         if x.shape[-3] != self.in_channels:
             raise ValueError(
@@ -270,6 +274,8 @@ class CSCConv2d(nn.Module):
             )
         if self.n_dict > 1:
             x = torch.cat([x] * self.n_dict, dim=-3)
+            if mask is not None and mask.dim() >= 3 and mask.shape[-3] == self.in_channels:
+                mask = torch.cat([mask] * self.n_dict, dim=-3)
         dictionary = self.dictionary()
         # Raised here and not by the power iteration, which would see the sizes first.
         size = x.shape[-2], x.shape[-1]
@@ -289,7 +295,9 @@ class CSCConv2d(nn.Module):
             mu=self.mu if self._mu_number is None else self._mu_number.reshape(()),
             nonneg=self.nonneg,
             momentum=self.momentum,
+            mask=mask,
             square_noise=self.square_noise,
+            huber=self.huber,
         )
 
     def reconstruct(self, z: Tensor, size: Stride | None = None) -> Tensor:
@@ -369,41 +377,14 @@ class CSCConv2d(nn.Module):
             options["n_dict"] = self.n_dict
         if not self.square_noise:
             options["square_noise"] = False
+        if self.huber is not None:
+            options["huber"] = self.huber
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, {listed}"
 
 
-def set_lmbda(model: nn.Module, lmbda: float | Tensor) -> int:
-    """Set lmbda of every CSCConv2d in a model, from the next forward on; returns how many there are.
-
-    Raises:
-        TypeError: the model is no module, or the value no number or floating point tensor.
-        ValueError: the model has none, or the value is negative or not finite. Nothing was set then.
-
-    >>> set_lmbda(nn.Sequential(CSCConv2d(3, 8, 3), nn.ReLU()), 0.3)
-    1
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    _check_penalty("lmbda", lmbda)
-    layers = [module for module in model.modules() if isinstance(module, CSCConv2d)]
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no CSCConv2d")
-    for layer in layers:
-        layer.lmbda = lmbda
-    return len(layers)
-
-
 def _holds(made: Mark | None, weight: Tensor) -> bool:
     return made is not None and made.holds(unwrapped(weight))
-
-
-def _check_penalty(name: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        checks.check_number(name, value)
-        return
-    checks.check_floating(name, value)
-    checks.check_value(name, value)
 
 
 def _brief(value: float | Tensor) -> object:

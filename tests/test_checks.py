@@ -291,9 +291,9 @@ RAW = {
     "fista_step_backward grad": given(raw_step_backward, grad=Z[:1]),
     "fista_step_backward z_next": given(raw_step_backward, z=Z[:, :2]),
     "residual_backward grad": given(raw_residual_backward, grad=X[:1]),
-    "lipschitz size": lambda: torch.ops.csc.lipschitz(D, ONE, SIDES, [8, -8], 1e-3, 5, None),
-    "lipschitz max_iter": lambda: torch.ops.csc.lipschitz(D, ONE, SIDES, [8, 8], 1e-3, 0, None),
-    "lipschitz stride": lambda: torch.ops.csc.lipschitz(D, [0, 0], SIDES, [8, 8], 1e-3, 5, None),
+    "lipschitz size": lambda: torch.ops.csc.lipschitz(D, ONE, SIDES, [8, -8], 1e-3, 5),
+    "lipschitz max_iter": lambda: torch.ops.csc.lipschitz(D, ONE, SIDES, [8, 8], 1e-3, 0),
+    "lipschitz stride": lambda: torch.ops.csc.lipschitz(D, [0, 0], SIDES, [8, 8], 1e-3, 5),
     "lipschitz_bound stride": lambda: torch.ops.csc.lipschitz_bound(D, [0, 0]),
     "lipschitz_bound rank": lambda: torch.ops.csc.lipschitz_bound(D[0], ONE),
 }

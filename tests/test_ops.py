@@ -71,8 +71,8 @@ def samples(channels: int) -> dict[str, list[tuple]]:
             found["fista"].append((*solve, True))
     d = p.dictionary.detach()
     found["lipschitz"] = [
-        (d, [1, 1], [1] * 4, [8, 7], 1e-3, 5, torch.rand(1, 4, 8, 7)),
-        (d.bfloat16(), [2, 1], [0] * 4, [8, 7], 1e-3, 5, None),
+        (d, [1, 1], [1] * 4, [8, 7], 1e-3, 5),
+        (d.bfloat16(), [2, 1], [0] * 4, [8, 7], 1e-3, 5),
     ]
     found["lipschitz_bound"] = [(d, [1, 1]), (d.bfloat16(), [2, 1])]
     return found

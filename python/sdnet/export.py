@@ -23,8 +23,9 @@ class PlainCode(nn.Module):
 
     def __init__(self, layer: CSCConv2d, size: tuple[int, int]) -> None:
         super().__init__()
-        if layer.n_dict != 1 or not layer.square_noise or layer.momentum == "sdnet" and layer.n_iter > 2:
-            raise ValueError(f"n_dict, square_noise and momentum='sdnet' have no ONNX form here: {layer}")
+        squared = layer.square_noise and layer.huber is None
+        if layer.n_dict != 1 or not squared or layer.momentum == "sdnet" and layer.n_iter > 2:
+            raise ValueError(f"n_dict, square_noise, huber and momentum='sdnet' have no ONNX form here: {layer}")
         if isinstance(layer.padding, str):
             raise ValueError(f"padding={layer.padding!r} has no ONNX form here, give it in pixels: {layer}")
         self.stride = layer.stride
