@@ -188,7 +188,13 @@ def test_interrupted_while_drawing_leaves_no_file(tmp_path: Path, monkeypatch: p
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c_while_learning_ends_with_130_and_no_file(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sdnet", "demo", "--out", str(tmp_path), "--quick", "--steps", "100000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    def hear() -> None:
+        """What a script starts in its background is born deaf to SIGINT."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, **pipes, preexec_fn=hear) as process:
         assert "csc_kernels" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
