@@ -29,6 +29,8 @@ def examples(count: int) -> settings:
 
 # Where the tests put their tensors: `make test DEVICE=cuda`.
 DEVICE = os.environ.get("CSC_TEST_DEVICE", "cpu")
+if DEVICE == "cuda" and not torch.cuda.is_available():
+    raise SystemExit("DEVICE=cuda: torch sees no GPU on this machine")
 
 
 def serves(backend: str, dtype: torch.dtype) -> bool:

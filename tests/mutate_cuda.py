@@ -120,6 +120,8 @@ def problems() -> Iterator[tuple[Compute, Problem, dict[str, int]]]:
     yield cut(make(padding=1, size=(31, 5), n_iter=3, z0=False, **options).leaves(), True)
     yield cut(make(padding=1, size=(31, 5), n_iter=2, z0=True, nonneg=False, **options).leaves(), True)
     yield cut(make(stride=2, padding=1, size=(9, 71), n_iter=2, **options).leaves(), True)
+    # Several blocks of atoms, and lines of x that are copied whole.
+    yield cut(make(padding=1, size=(13, 40), n_iter=2, atoms=20, batch=1).leaves(), True)
     wide = {"channels": 5, "atoms": 70, "padding": 1, "size": (6, 11)}
     yield residual, make(z0=True, mask="float", **wide), {}
     yield residual, make(0, z0=True, channels=5, atoms=33, kernel=(1, 1), size=(4, 5)), {}

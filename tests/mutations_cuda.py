@@ -166,8 +166,6 @@ MUTATIONS = {
         "{{__syncthreads(); => ;}}#5",
         "{{__syncthreads(); => ;}}#6",
         "{{__syncthreads(); => ;}}#7",
-        "{{__syncthreads(); => ;}}#8",
-        "{{__syncthreads(); => ;}}#9",
         "const Region codes = this->around(at, [[step => step - 1]])",
         "if (inside && [[code_at(at, step, k, i, j, index) != 0 => true]])",
         "if (inside && [[code_at(at, step, k, i, j, index) != 0 => code_at(at, step, k, i, j, index) >= 0]])",

@@ -11,7 +11,7 @@ from helpers import random_problem
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import csc_kernels as csc
-from csc_kernels import backends
+from csc_kernels import backends, parity
 
 
 def on_cuda(**changes: Any) -> dict[str, Any]:
@@ -105,6 +105,14 @@ def test_every_planned_solve_asks_for_its_kernel_and_grid(device, backward: bool
             rows, columns, blocks = planned[:3]
             tiles = -(-z.shape[2] // rows) * -(-z.shape[3] // columns) * z.shape[0]
             assert 1 <= blocks <= min(tiles, architecture.processors)
+
+
+def test_the_doctor_finds_every_dtype_and_layout_sound(device) -> None:  # noqa: F811
+    checks = list(parity.check_backend("cuda"))
+    dtypes = ("float32", "bfloat16")
+    wanted = {(case.name, dtype) for case in parity.CASES for dtype in dtypes}
+    assert {(c.case, c.dtype) for c in checks if c.status == "ok"} == wanted
+    assert [c for c in checks if c.status == "failed"] == []
 
 
 def test_out_of_shared_memory_a_solve_goes_step_by_step_and_leaves_no_state(device) -> None:  # noqa: F811
