@@ -13,7 +13,7 @@ endif
 # "cuda" runs the tests and the benchmarks on a GPU.
 DEVICE ?= cpu
 
-.PHONY: install demo train pretrained test prove bench profile wheel-check
+.PHONY: install demo train pretrained test test-gpu test-others prove prove-triton prove-cuda bench profile wheel-check
 
 install: $(VENV)/installed
 
@@ -43,16 +43,28 @@ pretrained-%:
 	echo "sdnet train cifar10_small --model.name $* --data.root CIFAR10" \
 		> python/sdnet/pretrained_models/cifar10_$*_w16/command.txt
 
-# Triton's interpreter has to be chosen before triton is imported, and serves the whole process: it has its own.
+# Two processes at once. Triton's interpreter has to be chosen before triton is imported, and serves a whole process.
+GPU_TESTS = tests/test_triton*.py tests/test_cuda*.py tests/test_emulation.py
 test: install
-	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest tests/test_triton*.py
-	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest tests csc_kernels --doctest-modules --ignore-glob="*test_triton*"
+	$(MAKE) -j2 -Oline test-gpu test-others
 
-# The GPU kernels without a GPU: interpreted, compiled for every architecture, and broken on purpose.
+test-gpu:
+	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest $(GPU_TESTS)
+
+test-others:
+	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest tests csc_kernels --doctest-modules $(GPU_TESTS:%=--ignore-glob="*/%")
+
+# The GPU kernels without a GPU: executed, compiled for every architecture, and broken on purpose.
 prove: install
-	$(RUN) -m pytest tests/test_triton.py tests/test_triton_traffic.py tests/test_triton_dispatch.py
-	$(RUN) -m pytest tests/test_triton_blocks.py tests/test_triton_resources.py --whole
-	$(RUN) tests/mutations_triton.py
+	$(MAKE) -j2 -Oline prove-triton prove-cuda
+
+prove-triton:
+	$(RUN) -m pytest --whole tests/test_triton*.py
+	$(RUN) tests/mutate_triton.py
+
+prove-cuda:
+	$(RUN) -m pytest --whole tests/test_cuda*.py tests/test_emulation.py
+	$(RUN) tests/mutate_cuda.py
 
 wheel-check: install
 	$(RUN) tests/check_wheel.py

@@ -8,6 +8,7 @@ Runs on the CPU where there is no GPU. The traces open in chrome://tracing or ui
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -40,6 +41,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="run so many steps, and profile nothing")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        print("torch sees no GPU: the trace is of the CPU, and nsight.txt for later", file=sys.stderr)
     if options.steps is not None:
         work(device, options.steps)
         return

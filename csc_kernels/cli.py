@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = commands.add_parser(
         "resources",
         help="registers, shared memory and tensor core instructions of every GPU kernel",
-        description="Print docs/resources*.csv. Exit code 0, or 1 when a kernel is not as it should be.",
+        description="Print docs/resources.csv. Exit code 0, or 1 when a kernel is not as it should be.",
     )
-    table.add_argument("--write", action="store_true", help="compile the Triton kernels again, which takes minutes")
+    table.add_argument("--write", action="store_true", help="measure the kernels again, which takes minutes")
     options = parser.parse_args(arguments)
     return _resources(options.write) if options.command == "resources" else _doctor(options.json)
 

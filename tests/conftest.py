@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", metavar="DIR", type=Path, help="test every .npz of DIR too")
-    parser.addoption("--whole", action="store_true", help="compile every GPU kernel for every architecture")
+    parser.addoption("--whole", action="store_true", help="all of the GPU kernels' tests that take minutes")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,6 +39,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of one available backend, forced for the length of the test."""
     with csc.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def whole(request: pytest.FixtureRequest) -> bool:
+    """Whether there are minutes for the test."""
+    return request.config.getoption("--whole")
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,8 @@ def examples(count: int) -> settings:
 
 # Where the tests put their tensors: `make test DEVICE=cuda`.
 DEVICE = os.environ.get("CSC_TEST_DEVICE", "cpu")
+if DEVICE == "cuda" and not torch.cuda.is_available():
+    raise SystemExit("DEVICE=cuda: torch sees no GPU on this machine")
 
 
 def serves(backend: str, dtype: torch.dtype) -> bool:
@@ -272,14 +274,18 @@ def unless_refused(run: Callable[[], Any]) -> Any:
 
     test_backends.py holds the list of what may be refused.
     """
+    return _and_whether_refused(run)[0]
+
+
+def _and_whether_refused(run: Callable[[], Any]) -> tuple[Any, bool]:
     try:
-        return run()
+        return run(), False
     except RuntimeError as error:
         if "cannot serve" not in str(error):
             raise
     forced, backends._forced = backends._forced, None
     try:
-        return run()
+        return run(), True
     finally:
         backends._forced = forced
 
@@ -298,7 +304,7 @@ def assert_gradients(
 ) -> None:
     """The gradients of `compute` obey the rule: of all tensors at once, and of those that no backend refuses.
 
-    One refused gradient sends the whole backward elsewhere, so that the second is what tests the backend's own.
+    One refused gradient sends the whole backward elsewhere: then the second is what tests the backend's own.
     """
     own, wide = problem.leaves(), problem.to(torch.float64)
     # The oracle's parameters have the shape that they broadcast to: its gradients are the terms of the sums.
@@ -315,13 +321,12 @@ def assert_gradients(
         return torch.autograd.grad(plain(laid), list(own.tensors.values()), grad)
 
     peers = dict(zip(own.tensors, zip(*ways(peer, own))))
-    for mine, run in ((problem.leaves(), unless_refused), (_served(problem), lambda run: run())):
-        leaves = {name: leaf for name, leaf in mine.tensors.items() if leaf.requires_grad}
 
-        def backward(mine=mine, leaves=leaves) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(compute(mine), list(leaves.values()), grad)
+    def backward(mine: Problem) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(compute(mine), [t for t in mine.tensors.values() if t.requires_grad], grad)
 
-        for name, found in zip(leaves, run(backward)):
+    def check(mine: Problem, gradients: Sequence[Tensor]) -> None:
+        for name, found in zip((n for n, t in mine.tensors.items() if t.requires_grad), gradients):
             given, term = getattr(problem, name), terms[name]
             assert found.dtype == given.dtype, f"gradient of {name} is {found.dtype}"
             oracle, spread = term.sum_to_size(given.shape), term.square().sum_to_size(given.shape).sqrt()
@@ -333,6 +338,12 @@ def assert_gradients(
             # A float64 parameter of a float32 solve has a gradient of float32's precision, and the reverse.
             coarser = max(given.dtype, problem.x.dtype, key=lambda dtype: torch.finfo(dtype).eps)
             assert_error(found, peers[name], oracle, f"gradient of {name}", spread, coarser, times)
+
+    everything, served = problem.leaves(), _served(problem)
+    gradients, refused = _and_whether_refused(lambda: backward(everything))
+    check(everything, gradients)
+    if refused:
+        check(served, backward(served))
 
 
 def _served(problem: Problem) -> Problem:

@@ -1,58 +1,39 @@
-# ruff: noqa: E501
-"""Breaks the Triton kernels, one line at a time, and shows that the tests notice: `make prove` runs it.
+# ruff: noqa: E501 (a mutation is one line)
+"""Ways to break the Triton kernels, for mutate_triton.py.
 
-A mutant is a copy of csc_kernels/triton with one piece of text replaced; the tests of tests/test_triton.py that
-are named for its kernel run on it in triton's interpreter until one fails. A mutant that passes them all survives,
-and the script then exits with 1.
+Of each kernel: its file, the tests of test_triton.py that must notice, and pairs of a piece of text with what it is
+replaced by. A text that is there several times is replaced where it is first.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+Battery = list[tuple[str, dict[str, object]]]
 
-os.environ["TRITON_INTERPRET"] = "1"
 
-import interpreter  # noqa: E402
-import test_triton as tests  # noqa: E402
-import torch  # noqa: E402
+def cases(test: str, argument: str, *values: str) -> Battery:
+    return [(test, {argument: value}) for value in values]
 
-import csc_kernels as csc  # noqa: E402
 
-PACKAGE = Path(csc.__file__).parent / "triton"
-
-# The tests that a kernel's mutants have to pass, the quick ones first.
+# Tests of test_triton.py with their arguments, the quick ones first.
+TILES = cases("test_tiles_meet_without_a_seam_in_one_step", "tile", "odd", "stride", "two_blocks", "stride_pair")
 RESIDUAL = [
-    (tests.test_tiles_meet_without_a_seam_in_one_step, tile)
-    for tile in ("odd", "stride", "two_blocks", "stride_pair")
-] + [(tests.test_a_residual_and_its_gradients, "rgb"), (tests.test_not_finite_residuals, None)]
+    *TILES,
+    *cases("test_a_residual_and_its_gradients", "case", "rgb"),
+    ("test_not_finite_residuals", {}),
+]
 STEP = [
-    (tests.test_tiles_meet_without_a_seam_in_one_step, tile)
-    for tile in ("odd", "stride", "two_blocks", "stride_pair")
-] + [
-    (tests.test_the_gradients_of_a_step, "signed"),
-    (tests.test_the_gradients_of_a_step, "full"),
-    (tests.test_the_gradients_of_a_step, "per_atom"),
-    (tests.test_the_gradients_of_a_step, "per_sample"),
-    (tests.test_what_is_not_finite_reaches_what_it_reaches_in_pytorch, "3-nan"),
+    *TILES,
+    *cases("test_the_gradients_of_a_step", "case", "signed", "full", "per_atom", "per_sample"),
+    ("test_what_is_not_finite_reaches_what_it_reaches_in_pytorch", {"channels": 3, "value": float("nan")}),
 ]
 SOLVE = [
-    (tests.test_a_solve_on_chip, case) for case in ("tiles", "tall", "signed", "same_even", "full_penalties")
-] + [
-    (tests.test_more_steps_on_chip_where_a_table_has_them, "3-fista"),
-    (tests.test_more_steps_on_chip_where_a_table_has_them, "3-sdnet"),
-    (tests.test_a_solve_on_chip, "many_atoms"),
-    (tests.test_a_solve_on_chip, "padding_past_kernel"),
+    *cases("test_a_solve_on_chip", "case", "tiles", "tall", "signed", "same_even", "full_penalties"),
+    ("test_more_steps_on_chip_where_a_table_has_them", {"n_iter": 3, "momentum": "fista"}),
+    ("test_more_steps_on_chip_where_a_table_has_them", {"n_iter": 3, "momentum": "sdnet"}),
+    *cases("test_a_solve_on_chip", "case", "many_atoms", "padding_past_kernel"),
 ]
 
-# kernel: (file, tests, [(text, what it becomes)]). A text that is there several times is replaced where it is first.
-MUTATIONS: dict[str, tuple[str, list, list[tuple[str, str]]]] = {
+MUTATIONS: dict[str, tuple[str, Battery, list[tuple[str, str]]]] = {
     "tile_pixels, address and parameter": (
         "tiles.py",
         STEP,
@@ -225,98 +206,3 @@ MUTATIONS: dict[str, tuple[str, list, list[tuple[str, str]]]] = {
         ],
     ),
 }  # fmt: skip
-
-
-def broken(file: str, text: str, replacement: str, kernel: str, folder: Path) -> None:
-    """A copy of the package in `folder` with one mutation."""
-    shutil.copytree(PACKAGE, folder, dirs_exist_ok=True)
-    source = (folder / file).read_text()
-    # Kernels of one file repeat each other's text: the mutation is the kernel's own where it is there.
-    start = max(source.find(f"def {kernel}("), 0)
-    if source.find(text, start) < 0:
-        start = 0
-    at = source.find(text, start)
-    if at < 0:
-        raise SystemExit(f"{file} has no {text!r}: bring the table of mutations up to date")
-    (folder / file).write_text(source[:at] + replacement + source[at + len(text) :])
-
-
-def use(folder: Path) -> None:
-    """Let the backend import its modules from `folder`."""
-    for name in [
-        name for name in sys.modules if name.startswith("csc_kernels.triton.") or name == "csc_kernels.triton"
-    ]:
-        del sys.modules[name]
-    location = [str(folder)]
-    spec = importlib.util.spec_from_file_location(
-        "csc_kernels.triton", folder / "__init__.py", submodule_search_locations=location
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["csc_kernels.triton"] = module
-    spec.loader.exec_module(module)
-    csc.triton = module
-
-
-def run(test: Callable[..., None], case: str | None) -> None:
-    """One case of a test of test_triton.py, in this process."""
-    arguments: dict[str, object] = {}
-    if test is tests.test_what_is_not_finite_reaches_what_it_reaches_in_pytorch:
-        channels, value = case.split("-")
-        arguments = {"channels": int(channels), "value": float(value)}
-    elif test is tests.test_more_steps_on_chip_where_a_table_has_them:
-        n_iter, momentum = case.split("-")
-        arguments = {"n_iter": int(n_iter), "momentum": momentum}
-    elif case is not None:
-        arguments = {"tile" if "tiles" in test.__name__ else "case": case}
-    with csc.use_backend("triton"):
-        test.__wrapped__(**arguments)
-
-
-def caught(battery: list) -> str | None:
-    """The first test that fails, None when all pass."""
-    for test, case in battery:
-        try:
-            run(test, case)
-        except Exception:
-            return f"{test.__name__}[{case}]"
-    return None
-
-
-def mutants() -> Iterator[tuple[str, str, list, str, str]]:
-    for kernel, (file, battery, changes) in MUTATIONS.items():
-        for text, replacement in changes:
-            yield kernel, file, battery, text, replacement
-
-
-def main() -> int:
-    torch.set_num_threads(1)
-    interpreter.quicken()
-    survivors, start = [], time.perf_counter()
-    chosen = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as root:
-        sound = Path(root) / "sound"
-        shutil.copytree(PACKAGE, sound)
-        use(sound)
-        for battery in (RESIDUAL, STEP, SOLVE):
-            failed = caught(battery)
-            if failed is not None:
-                raise SystemExit(f"{failed} fails without any mutation")
-        count = 0
-        for count, (kernel, file, battery, text, replacement) in enumerate(mutants(), start=1):
-            if chosen and kernel not in chosen:
-                continue
-            folder = Path(root) / f"mutant_{count}"
-            broken(file, text, replacement, kernel, folder)
-            use(folder)
-            found = caught(battery)
-            print(
-                f"{'survives' if found is None else 'caught  '} {kernel}: {text!r} -> {replacement!r}", flush=True
-            )
-            if found is None:
-                survivors.append((kernel, text, replacement))
-    print(f"{count - len(survivors)} of {count} mutants caught in {time.perf_counter() - start:.0f} s")
-    return 1 if survivors else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

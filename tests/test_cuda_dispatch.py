@@ -11,7 +11,7 @@ from helpers import random_problem
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import csc_kernels as csc
-from csc_kernels import backends
+from csc_kernels import backends, parity
 
 
 def on_cuda(**changes: Any) -> dict[str, Any]:
@@ -75,7 +75,8 @@ def test_every_planned_solve_asks_for_its_kernel_and_grid(device, backward: bool
     """A double stands for the launcher: nothing runs."""
     from emulation.device import Traffic
 
-    from csc_kernels.cuda.resources import STEMS, TARGETS, plan_of
+    from csc_kernels.cuda.resources import STEMS, plan_of
+    from csc_kernels.resources import ARCHITECTURES
 
     def record(op: str, arguments: dict[str, Any], written: set[str]) -> Traffic:
         device.calls.append((op, arguments, Traffic()))
@@ -86,9 +87,10 @@ def test_every_planned_solve_asks_for_its_kernel_and_grid(device, backward: bool
 
     monkeypatch.setattr(device, "call", record)
     for stem in STEMS.values():
-        for target in TARGETS.values():
-            device.shared_limit, device.processors = target.block_bytes, target.processors
-            planned = plan_of(stem, backward, 2, target)
+        for name in ("sm80", "sm90", "sm100", "sm120"):
+            architecture = ARCHITECTURES[name]
+            device.shared_limit, device.processors = architecture.block_bytes, architecture.processors
+            planned = plan_of(stem, backward, 2, architecture)
             if not planned:
                 continue
             device.calls.clear()
@@ -102,7 +104,15 @@ def test_every_planned_solve_asks_for_its_kernel_and_grid(device, backward: bool
             assert arguments["plan"] == planned[:3]
             rows, columns, blocks = planned[:3]
             tiles = -(-z.shape[2] // rows) * -(-z.shape[3] // columns) * z.shape[0]
-            assert 1 <= blocks <= min(tiles, target.processors)
+            assert 1 <= blocks <= min(tiles, architecture.processors)
+
+
+def test_the_doctor_finds_every_dtype_and_layout_sound(device) -> None:  # noqa: F811
+    checks = list(parity.check_backend("cuda"))
+    dtypes = ("float32", "bfloat16")
+    wanted = {(case.name, dtype) for case in parity.CASES for dtype in dtypes}
+    assert {(c.case, c.dtype) for c in checks if c.status == "ok"} == wanted
+    assert [c for c in checks if c.status == "failed"] == []
 
 
 def test_out_of_shared_memory_a_solve_goes_step_by_step_and_leaves_no_state(device) -> None:  # noqa: F811

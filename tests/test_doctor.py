@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -182,6 +183,32 @@ def test_interrupted_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_a_backend_that_gives_no_answer_fails_and_does_not_hang() -> None:
     (check,) = doctor.check_apart("reference", seconds=0.1)
     assert check.status == "failed" and "no answer within 0 s" in check.detail
+
+
+def test_a_gpus_backends_are_checked_apart_and_one_that_hangs_fails(
+    quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine with a GPU, played: "triton" answers, "cuda" makes two checks and hangs."""
+    sound = {"isa": None, "dtype": "float16", "op": "fista", "case": "RGB 3x3", "tensor": "result", "status": "ok"}
+    asked = []
+
+    def run(command: list[str], timeout: float | None = None, **options: Any) -> subprocess.CompletedProcess:
+        if "csc_kernels.parity" not in command:  # platform.platform() asks for the processor so.
+            raise FileNotFoundError
+        backend = command[-1]
+        asked.append((backend, timeout))
+        output = (json.dumps(sound | {"backend": backend, "share": 0.5}) + "\n") * 2
+        if backend == "cuda":
+            raise subprocess.TimeoutExpired(command, timeout, (output + '{"backend": "cu').encode())
+        return subprocess.CompletedProcess(command, 0, output, "")
+
+    monkeypatch.setattr(doctor, "available_backends", lambda: ["cuda", "triton", "reference"])
+    monkeypatch.setattr(subprocess, "run", run)
+    assert cli.main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert asked == [("cuda", doctor.TIME_LIMIT), ("triton", doctor.TIME_LIMIT)]
+    assert "FAILED cuda: any, the check after these" in printed and "no answer within 900 s" in printed
+    assert "FAILED triton" not in printed and "FAILED reference" not in printed
 
 
 def test_a_backend_that_crashes_fails_and_says_how(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,6 +229,15 @@ def test_opcheck(channels: int) -> None:
         torch.library.opcheck(op, arguments, test_utils=checks)
 
 
+@with_triton
+def test_the_doctor_finds_every_dtype_and_layout_sound() -> None:
+    from csc_kernels.parity import CASES, check_backend
+
+    checks = list(check_backend("triton"))
+    assert {(c.case, c.dtype) for c in checks if c.status == "ok"} == {(case.name, "float32") for case in CASES}
+    assert [c for c in checks if c.status == "failed"] == []
+
+
 def test_importing_csc_kernels_imports_no_triton() -> None:
     code = "import sys, csc_kernels; csc_kernels.available_backends(); assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

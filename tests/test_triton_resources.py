@@ -5,17 +5,17 @@ Kernels are compiled ahead of time, which needs no GPU: some of docs/resources.c
 
 from __future__ import annotations
 
-import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from csc_kernels import cli
 from csc_kernels import resources as committed
+from csc_kernels.resources import ARCHITECTURES, Resources
 
 pytest.importorskip("triton")
 
-ARCHITECTURES = ("sm80", "sm90", "sm100", "sm120", "gfx942")
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
 KERNELS = {
     "residual_kernel", "image_gradient_kernel", "fista_step_kernel", "code_gradient_kernel",
@@ -23,9 +23,8 @@ KERNELS = {
 }  # fmt: skip
 
 
-def table() -> list[dict[str, str]]:
-    with committed.FILE.open(newline="") as lines:
-        return [row for row in csv.DictReader(lines) if row["kind"] == "triton"]
+def table() -> list[Resources]:
+    return [row for row in committed.read() if row.kind == "triton"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -38,36 +37,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_kernels_compile_within_their_budget(target: str, dtype: str) -> None:
     from csc_kernels.triton import resources
 
-    known = {tuple(row[name] for name in ("kernel", "dtype", "entry", "target")) for row in table()}
-    for row in resources.table([target], [dtype]):
-        assert resources.problems(row) == [], row
+    known = {(row.kernel, row.dtype, row.entry, row.target) for row in table()}
+    for row in resources.rows([target], [dtype]):
+        assert committed.problems(row) == [], row
         assert (row.kernel, row.dtype, row.entry, row.target) in known, f"{row} is not in {committed.FILE.name}"
 
 
 def test_the_committed_table_has_every_kernel_in_every_dtype_for_every_architecture() -> None:
-    found = {(row["kernel"], row["dtype"], row["target"]) for row in table()}
+    found = {(row.kernel, row.dtype, row.target) for row in table()}
     assert found == {(k, d, t) for k in KERNELS for d in DTYPES for t in ARCHITECTURES}
 
 
 def test_no_committed_row_is_over_budget() -> None:
-    from csc_kernels.triton import resources
-
-    for row in table():
-        measured = resources.Resources(
-            **{name: row[name] for name in ("kind", "kernel", "dtype", "entry", "target")},
-            **{n: int(row[n]) for n in ("registers", "spill_bytes", "shared_bytes", "tensor_core_instructions")},
-            occupancy=float(row["occupancy"]),
-        )  # fmt: skip
-        assert resources.problems(measured) == [], row
+    assert {row: committed.problems(row) for row in committed.read() if committed.problems(row)} == {}
 
 
-def test_a_row_over_budget_is_a_problem() -> None:
-    from csc_kernels.triton.resources import Resources, problems
+OWN = Resources("triton", "residual_kernel", "tf32", "", "sm80", 100, 0, 1000, 0.5, 8)
 
-    good = Resources("triton", "residual_kernel", "tf32", "", "sm80", 100, 0, 1000, 0.5, 8)
-    assert problems(good) == []
-    for field, value in (("spill_bytes", 4), ("shared_bytes", 164 * 1024), ("tensor_core_instructions", 0)):
-        assert problems(Resources(**{**vars(good), field: value})) != [], field
+
+@pytest.mark.parametrize(
+    "change",
+    ({"spill_bytes": 4}, {"shared_bytes": 164 * 1024}, {"tensor_core_instructions": 0}, {"occupancy": 0.0}),
+)
+def test_a_row_over_budget_is_a_problem(change: dict) -> None:
+    assert committed.problems(OWN) == []
+    assert len(committed.problems(replace(OWN, **change))) == 1
 
 
 @pytest.mark.parametrize(
@@ -78,36 +72,31 @@ def test_a_row_over_budget_is_a_problem() -> None:
 def test_occupancy_is_what_the_registers_and_the_shared_memory_allow(
     registers: int, shared: int, warps: int, expected: float
 ) -> None:
-    from csc_kernels.triton.resources import TARGETS
-
-    assert TARGETS["sm90"].occupancy(registers, shared, warps) == expected
+    assert ARCHITECTURES["sm90"].occupancy(registers, shared, warps) == expected
 
 
-def test_the_command_prints_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["resources"]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    files = committed.FILE.parent.glob("resources*.csv")
-    assert len(printed) == sum(len(file.read_text().splitlines()) for file in files)
-    assert ["kind", "kernel", "dtype", "entry"] in [line.split()[:4] for line in printed]
+    first, *printed = capsys.readouterr().out.splitlines()
+    assert first.split()[:4] == ["kind", "kernel", "dtype", "entry"]
+    assert {line.split()[0] for line in printed} == {"triton", "cuda"} and len(printed) == len(committed.read())
 
 
 def test_without_a_table_the_command_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(committed.lines, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(committed.lines, "__defaults__", (tmp_path / "resources.csv",))
     assert cli.main(["resources"]) == 1
-    assert "no table in" in capsys.readouterr().err
+    assert "no table" in capsys.readouterr().err
 
 
 def test_writing_keeps_the_rows_of_other_kinds(tmp_path: Path) -> None:
-    from csc_kernels.triton.resources import Resources, write
-
     file = tmp_path / "resources.csv"
-    own = Resources("triton", "residual_kernel", "tf32", "", "sm80", 100, 0, 1000, 0.5, 8)
-    write(file, [own])
-    file.write_text(file.read_text() + "cuda,residual,float32,,sm_80,1,2,3,0.5,4\n")
-    write(file, [own])
-    assert [line.split(",")[0] for line in file.read_text().splitlines()] == ["kind", "triton", "cuda"]
+    other = replace(OWN, kind="cuda", kernel="residual")
+    committed.write(file, [OWN])
+    committed.write(file, [other])
+    committed.write(file, [replace(OWN, registers=90)])
+    assert committed.read(file) == [other, replace(OWN, registers=90)]
 
 
 @pytest.mark.parametrize("target", ("sm90", "gfx942"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -119,11 +120,12 @@ def test_what_is_counted_is_what_the_formula_says(layer: str, mask: str | None) 
 
 @with_triton
 def test_the_kernels_move_little_more_than_they_must() -> None:
+    from csc_kernels.traffic import GPUS
     from csc_kernels.triton.cases import CASES, launches
-    from csc_kernels.triton.traffic import ARCHITECTURES, solve_launches, traffic
+    from csc_kernels.triton.traffic import solve_launches, traffic
 
     stem = CASES["CIFAR stem"]
-    for architecture in ARCHITECTURES.values():
+    for architecture in (gpu.architecture for gpu in GPUS.values()):
         x, z, _ = stem.tensors(torch.bfloat16, "meta", "contiguous")
         (solve,) = solve_launches(stem, torch.bfloat16, architecture)
         assert traffic(solve).moved <= 1.25 * (x.nbytes + z.nbytes)
@@ -133,3 +135,13 @@ def test_the_kernels_move_little_more_than_they_must() -> None:
                     tensors = {id(t): t for t in launch.arguments.values() if isinstance(t, Tensor)}
                     floor = sum(t.nbytes for t in tensors.values() if t.dim() == 4)
                     assert traffic(launch).moved <= 1.1 * floor, launch.kernel.fn.__name__
+
+
+@with_triton
+def test_the_committed_table_is_what_the_formulas_give() -> None:
+    from csc_kernels import traffic
+    from csc_kernels.triton.traffic import predictions
+
+    with traffic.FILE.open() as file:
+        committed = [row for row in csv.DictReader(file) if row["kind"] == "triton"]
+    assert committed == [{name: str(value) for name, value in vars(row).items()} for row in predictions()]

@@ -1,19 +1,16 @@
 """What each kernel of the compiled library takes of a GPU, read from the library: no GPU is needed.
 
-`python -m csc_kernels.cuda.resources FILE` writes the table, one row for each kernel, kind of product, entry of the
-plan and architecture. cuobjdump is taken from PATH, from CUDA_HOME, or from the triton package.
+One row for each kernel, kind of product, entry of the plan and architecture. cuobjdump is taken from PATH, from
+CUDA_HOME, or from the triton package.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,26 +19,9 @@ from typing import NamedTuple
 import torch
 
 from ..geometry import code_size
+from ..native.library import unavailable as library_unavailable
+from ..resources import ARCHITECTURES, Architecture, Resources
 
-
-class Target(NamedTuple):
-    """An architecture: bytes of shared memory of a block and of a processor, its warps, a device's processors."""
-
-    block_bytes: int
-    processor_bytes: int
-    warps: int
-    processors: int
-
-
-# Compute capabilities 8.0 (A100), 9.0 (H100), 10.0 (B200), 12.0 (RTX 5090): CUDA C++ Programming Guide, table
-# "Technical Specifications per Compute Capability".
-TARGETS = {
-    "sm_80": Target(163 * 1024, 164 * 1024, 64, 108),
-    "sm_90": Target(227 * 1024, 228 * 1024, 64, 132),
-    "sm_100": Target(227 * 1024, 228 * 1024, 64, 148),
-    "sm_120": Target(99 * 1024, 100 * 1024, 48, 170),
-}
-REGISTERS = 65536
 PRODUCTS = {
     "Fma": ("float32", 4),
     "WmmaTf32": ("tf32", 4),
@@ -71,32 +51,26 @@ class Stem(NamedTuple):
 
 
 STEMS = {
-    "3->64 32x32 k3, 2 steps": Stem((64, 3, 32, 32), 64, 3, 1, 1, 2),
-    "1->64 28x28 k3, 2 steps": Stem((64, 1, 28, 28), 64, 3, 1, 1, 2),
-    "3->64 224x224 k7 s2, 2 steps": Stem((8, 3, 224, 224), 64, 7, 2, 3, 2),
+    "CIFAR stem": Stem((64, 3, 32, 32), 64, 3, 1, 1, 2),
+    "grey stem": Stem((64, 1, 28, 28), 64, 3, 1, 1, 2),
+    "ImageNet stem": Stem((32, 3, 224, 224), 64, 7, 2, 3, 2),
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One kernel on one architecture; `entry` is the case whose plan sets the bytes of shared memory."""
-
-    kind: str
-    kernel: str
-    dtype: str
-    entry: str
-    target: str
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    occupancy: float
-    tensor_core_instructions: int
 
 
 def library() -> Path | None:
     """The compiled library."""
     built = sorted(Path(__file__).parent.parent.glob("_native*.so"))
     return built[0] if built else None
+
+
+def unreadable() -> str | None:
+    """Why the table cannot be made here."""
+    reason = library_unavailable()
+    if reason is not None:
+        return reason
+    if not torch.ops.csc_cuda.built():
+        return "the library was built without the CUDA kernels"
+    return None if cuobjdump() else "there is no cuobjdump"
 
 
 @cache
@@ -129,7 +103,7 @@ def registers_and_spills() -> dict[tuple[str, str, str], tuple[int, int]]:
     target, name = "", None
     for line in report.splitlines():
         if line.startswith("arch = "):
-            target = line.removeprefix("arch = ").strip()
+            target = line.removeprefix("arch = ").strip().replace("sm_", "sm")
         elif line.startswith(" Function "):
             name = _name_of(line)
         elif name is not None and "REG:" in line:
@@ -139,13 +113,12 @@ def registers_and_spills() -> dict[tuple[str, str, str], tuple[int, int]]:
     return found
 
 
-def tensor_core_instructions(targets: Sequence[str]) -> dict[tuple[str, str, str], int]:
+def tensor_core_instructions(architectures: Sequence[str]) -> dict[tuple[str, str, str], int]:
     """(op, product, architecture) -> matrix instructions in the compiled code."""
     found: dict[tuple[str, str, str], int] = {}
-    for target in targets:
-        code = subprocess.run(
-            [str(cuobjdump()), "-sass", "-arch", target, str(library())], capture_output=True, text=True, check=True
-        ).stdout
+    for target in architectures:
+        command = [str(cuobjdump()), "-sass", "-arch", target.replace("sm", "sm_"), str(library())]
+        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         key = None
         for line in code.splitlines():
             if "Function :" in line:
@@ -158,20 +131,21 @@ def tensor_core_instructions(targets: Sequence[str]) -> dict[tuple[str, str, str
     return found
 
 
-def plan_of(stem: Stem, backward: bool, element: int, target: Target) -> list[int]:
+def plan_of(stem: Stem, backward: bool, element: int, architecture: Architecture) -> list[int]:
     """Rows and columns of the tile, blocks, bytes of shared memory; empty where no tile fits."""
     size = code_size(stem.x[2:], (stem.kernel,) * 2, (stem.stride,) * 2, (stem.padding,) * 4)
     square = (stem.kernel, stem.kernel, stem.stride, stem.stride, stem.padding, stem.padding)
     shape = [*stem.x, stem.atoms, *size, *square]
-    limits = (target.block_bytes, target.processors)
+    limits = (architecture.block_bytes, architecture.processors)
+    library_unavailable()  # Loads the library.
     return torch.ops.csc_cuda.plan(shape, stem.n_iter, False, False, backward, element, *limits)
 
 
-def shared_bytes_of(op: str, element: int, target: Target) -> Iterator[tuple[str, int]]:
+def shared_bytes_of(op: str, element: int, architecture: Architecture) -> Iterator[tuple[str, int]]:
     """Every entry of an op, with the bytes of shared memory that its launch asks for."""
     if op in ("fista", "fista_backward"):
         for entry, stem in STEMS.items():
-            plan = plan_of(stem, op == "fista_backward", element, target)
+            plan = plan_of(stem, op == "fista_backward", element, architecture)
             if plan:
                 yield entry, plan[3]
     elif op == "sums":
@@ -180,41 +154,22 @@ def shared_bytes_of(op: str, element: int, target: Target) -> Iterator[tuple[str
         yield "any", torch.ops.csc_cuda.product_bytes(element)
 
 
-def occupancy(registers: int, shared_bytes: int, warps: int, target: Target) -> float:
-    """The share of its warps that a multiprocessor can hold; registers go to warps in units of 256."""
-    of_warp = -(-32 * registers // 256) * 256
-    reserved = target.processor_bytes - target.block_bytes
-    blocks = min(
-        target.warps // warps, REGISTERS // of_warp // warps, target.processor_bytes // (shared_bytes + reserved)
-    )
-    return blocks * warps / target.warps
+def rows(architectures: Sequence[str] = tuple(ARCHITECTURES)) -> Iterator[Resources]:
+    """The table, for architectures that the library holds code for.
 
-
-def rows(targets: Sequence[str] = tuple(TARGETS)) -> Iterator[Row]:
-    """The table, for architectures that the library holds code for."""
-    usage, instructions = registers_and_spills(), tensor_core_instructions(targets)
-    for (op, product, target), (registers, spills) in sorted(usage.items()):
-        if target not in targets:
-            continue
+    Raises:
+        RuntimeError: it cannot be read.
+    """
+    reason = unreadable()
+    if reason is not None:
+        raise RuntimeError(reason)
+    usage = {key: value for key, value in registers_and_spills().items() if key[2] in architectures}
+    instructions = tensor_core_instructions(sorted({name for _, _, name in usage}))
+    for (op, product, name), (registers, spills) in sorted(usage.items()):
         dtype, element = PRODUCTS[product]
-        limits = TARGETS[target]
-        warps = STEM_WARPS if op.startswith("fista") and op != "fista_step" else OTHER_WARPS
-        for entry, shared in shared_bytes_of(op, element, limits):
-            yield Row(
-                "cuda", op, dtype, entry, target, registers, spills, shared,
-                round(occupancy(registers, shared, warps, limits), 3), instructions[op, product, target],
+        warps = STEM_WARPS if op in ("fista", "fista_backward") else OTHER_WARPS
+        for entry, shared in shared_bytes_of(op, element, ARCHITECTURES[name]):
+            yield Resources(
+                "cuda", op, dtype, entry, name, registers, spills, shared,
+                round(ARCHITECTURES[name].occupancy(registers, shared, warps), 3), instructions[op, product, name],
             )  # fmt: skip
-
-
-def main(path: str) -> None:
-    from .library import unavailable
-
-    unavailable()  # Loads the library.
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(asdict, rows()))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

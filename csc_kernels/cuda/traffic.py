@@ -1,21 +1,21 @@
-"""Bytes and products of a solve on chip by formula, and the times that they allow on known GPUs.
+"""Bytes and products of a solve on chip by formula.
 
 Loads are counted where a block makes them: the halo of x for each tile that has it, the dictionary twice for each
 block. tests/test_cuda_traffic.py counts the same loads, stores and multiplications while the kernel is executed.
-
-`python -m csc_kernels.cuda.traffic FILE` writes the table of predicted times. Nothing in it was measured.
 """
 
 from __future__ import annotations
 
-import csv
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from ..geometry import code_size
-from .resources import STEMS, TARGETS, Stem, plan_of
+from ..resources import ARCHITECTURES
+from ..traffic import DTYPES, GPUS, Row, Solve, row
+from .resources import STEMS, Stem, plan_of
 
 
 class Span(NamedTuple):
@@ -127,63 +127,19 @@ def _meets(pixels: Span, codes: Span, rows: Axis) -> int:
     return sum(p >= 0 and p % rows.stride == 0 and codes.has(p // rows.stride) for p in places)
 
 
-# Vendors' data sheets: bytes/s of the memory, and dense operations/s of the tensor cores by dtype.
-GPUS = {
-    "A100 80GB": ("sm_80", 2.039e12, {"bfloat16": 312e12, "tf32": 156e12}),
-    "H100 SXM": ("sm_90", 3.35e12, {"bfloat16": 989e12, "tf32": 495e12}),
-    "B200": ("sm_100", 8.0e12, {"bfloat16": 2250e12, "tf32": 1125e12}),
-    "RTX 5090": ("sm_120", 1.792e12, {"bfloat16": 209.5e12, "tf32": 104.8e12}),
-}
-# Codes read and written by two steps from zero, DESIGN's count: eager, and perfectly compiled. One is the floor.
-EAGER, COMPILED = 22, 8
-
-
-@dataclass(frozen=True)
-class Row:
-    """One solve on one GPU. Times are predicted: the larger of bytes over bandwidth and operations over peak."""
-
-    kernel: str
-    case: str
-    dtype: str
-    gpu: str
-    tile: str
-    bytes_moved: int
-    floor_bytes: int
-    share_of_floor: float
-    operations: int
-    predicted_us: float
-    predicted_eager_us: float
-    predicted_compiled_us: float
-
-
-def rows() -> Iterator[Row]:
+def predictions() -> Iterator[Row]:
+    """The rows of the table of predicted times."""
     for case, stem in STEMS.items():
-        for gpu, (target, bandwidth, peaks) in GPUS.items():
-            for dtype, peak in peaks.items():
-                element = 2 if dtype == "bfloat16" else 4
-                plan = plan_of(stem, False, element, TARGETS[target])
-                if not plan:
-                    continue
-                counts = forward(stem, plan, element)
-                batch, channels, height, width = stem.x
-                floor = counts.z + batch * channels * height * width * element
-                time = max(counts.moved / bandwidth, 2 * counts.products / peak)
-                yield Row(
-                    "cuda fista", case, dtype, gpu, f"{plan[0]}x{plan[1]}", counts.moved, floor,
-                    round(counts.moved / floor, 4), 2 * counts.products, round(1e6 * time, 2),
-                    round(1e6 * EAGER * counts.z / bandwidth, 2), round(1e6 * COMPILED * counts.z / bandwidth, 2),
-                )  # fmt: skip
-
-
-def main(path: str) -> None:
-    from .library import unavailable
-
-    unavailable()  # Loads the library.
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(asdict, rows()))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+        size = code_size(stem.x[2:], (stem.kernel,) * 2, (stem.stride,) * 2, (stem.padding,) * 4)
+        for dtype, kind in DTYPES.items():
+            x, z, dictionary = (
+                torch.empty(shape, dtype=kind, device="meta")
+                for shape in (stem.x, (stem.x[0], stem.atoms, *size), (stem.atoms, stem.x[1], *(stem.kernel,) * 2))
+            )
+            pad, stride = stem.padding, stem.stride
+            solve = Solve(x, z, dictionary, (stride, stride), (pad, pad, pad, pad))
+            for gpu, facts in GPUS.items():
+                plan = plan_of(stem, False, kind.itemsize, ARCHITECTURES[facts.architecture])
+                if plan:
+                    counts = forward(stem, plan, kind.itemsize)
+                    yield row("cuda", case, dtype, gpu, solve, [(counts.moved, 2 * counts.products)])

@@ -1,17 +1,11 @@
-"""What each kernel takes of a GPU, from compiling it ahead of time: no GPU is needed.
-
-`csc-kernels resources --write` writes the table of every row of the table of block sizes.
-"""
+"""What each kernel takes of a GPU, from compiling it ahead of time: no GPU is needed."""
 
 from __future__ import annotations
 
-import csv
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,39 +14,16 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ..resources import ARCHITECTURES, Resources
 from .cases import CIFAR_STEM, WIDE, Case, launches
 from .launch import Launch
 
-
-@dataclass(frozen=True)
-class Target:
-    """An architecture: how triton calls it, and what one multiprocessor (compute unit) has."""
-
-    target: GPUTarget
-    shared_per_block: int  # bytes
-    shared: int  # bytes
-    reserved: int  # bytes of shared memory that the system takes for each block
-    warps: int
-    registers: int  # per thread of one warp, times the warps that can have as many: in units of warps x registers
-
-    def occupancy(self, registers: int, shared_bytes: int, warps: int) -> float:
-        """The share of its warps that can be resident at once."""
-        rounded = -(-max(registers, 1) // 8) * 8
-        by_registers = self.registers // rounded // warps
-        by_shared = self.shared // (shared_bytes + self.reserved) if shared_bytes + self.reserved else by_registers
-        blocks = min(by_registers, by_shared, self.warps // warps)
-        return blocks * warps / self.warps
-
-
-# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; for AMD the CDNA 3 ISA guide:
-# 4 SIMDs of 512 registers and 8 waves each, 64 KiB of local memory.
-_KIB = 1024
 TARGETS = {
-    "sm80": Target(GPUTarget("cuda", 80, 32), 163 * _KIB, 164 * _KIB, _KIB, 64, 2048),
-    "sm90": Target(GPUTarget("cuda", 90, 32), 227 * _KIB, 228 * _KIB, _KIB, 64, 2048),
-    "sm100": Target(GPUTarget("cuda", 100, 32), 227 * _KIB, 228 * _KIB, _KIB, 64, 2048),
-    "sm120": Target(GPUTarget("cuda", 120, 32), 99 * _KIB, 100 * _KIB, _KIB, 48, 2048),
-    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 * _KIB, 64 * _KIB, 0, 32, 2048),
+    "sm80": GPUTarget("cuda", 80, 32),
+    "sm90": GPUTarget("cuda", 90, 32),
+    "sm100": GPUTarget("cuda", 100, 32),
+    "sm120": GPUTarget("cuda", 120, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 # name: the dtype of the tensors and how float32 is multiplied.
 DTYPES = {
@@ -69,22 +40,6 @@ TRITON_NAMES = {
     torch.bool: "i1",
 }
 TENSOR_CORES = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|v_mfma_\w+)")
-
-
-@dataclass(frozen=True)
-class Resources:
-    """One kernel for one architecture. registers are a thread's, shared_bytes and spill_bytes a block's."""
-
-    kind: str
-    kernel: str
-    dtype: str
-    entry: str
-    target: str
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    occupancy: float
-    tensor_core_instructions: int
 
 
 def source(launch: Launch) -> ASTSource:
@@ -115,7 +70,7 @@ def source(launch: Launch) -> ASTSource:
 
 def compiled(launch: Launch, architecture: str) -> Any:
     options = {"num_warps": launch.blocks.warps, "num_stages": launch.blocks.stages}
-    return triton.compile(source(launch), target=TARGETS[architecture].target, options=options)
+    return triton.compile(source(launch), target=TARGETS[architecture], options=options)
 
 
 def measure(launch: Launch, dtype: str, layout: str, architecture: str) -> Resources:
@@ -134,7 +89,7 @@ def measure(launch: Launch, dtype: str, layout: str, architecture: str) -> Resou
         registers=registers,
         spill_bytes=spill_bytes,
         shared_bytes=shared,
-        occupancy=round(TARGETS[architecture].occupancy(registers, shared, row.warps), 2),
+        occupancy=round(ARCHITECTURES[architecture].occupancy(registers, shared, row.warps), 3),
         tensor_core_instructions=instructions,
     )
 
@@ -167,7 +122,7 @@ def layouts(case: Case, dtype: str) -> tuple[str, ...]:
     return ("contiguous",)
 
 
-def table(
+def rows(
     architectures: Sequence[str] = tuple(TARGETS), dtypes: Sequence[str] = tuple(DTYPES)
 ) -> Iterator[Resources]:
     """Every kernel with every row of the table of block sizes, in every dtype, for every architecture."""
@@ -177,28 +132,3 @@ def table(
                 for layout in layouts(case, dtype):
                     for launch in launches(case, DTYPES[dtype][0], layout, architecture):
                         yield measure(launch, dtype, layout, architecture)
-
-
-def problems(row: Resources) -> list[str]:
-    """What is wrong with a row: it must not spill, must fit, and must use the tensor cores where it multiplies."""
-    found = []
-    if row.spill_bytes:
-        found.append(f"spills {row.spill_bytes} bytes")
-    if row.shared_bytes > TARGETS[row.target].shared_per_block:
-        found.append(f"takes {row.shared_bytes} bytes of shared memory")
-    if not row.tensor_core_instructions and row.kernel != "threshold_gradient_kernel" and row.dtype != "float32":
-        found.append("has no tensor core instructions")
-    return found
-
-
-def write(file: Path, rows: Sequence[Resources]) -> None:
-    """Replace the rows of kind "triton" in a table; those of other kinds stay."""
-    names = [field.name for field in fields(Resources)]
-    kept: list[dict[str, Any]] = []
-    if file.exists():
-        with file.open(newline="") as lines:
-            kept = [row for row in csv.DictReader(lines) if row["kind"] != "triton"]
-    with file.open("w", newline="") as lines:
-        table = csv.DictWriter(lines, names, lineterminator="\n")
-        table.writeheader()
-        table.writerows([asdict(row) for row in rows] + kept)

@@ -4,36 +4,21 @@ The bytes of a program are those of the images and codes that its tile touches, 
 halo is counted for every tile that has it, although the second-level cache will serve much of it. The dictionary
 is counted once for the launch: it never leaves the caches. Operations are those of the products, padding included,
 two for a multiply and add. tests/test_triton_traffic.py counts both in triton's interpreter.
-
-`python -m csc_kernels.triton.traffic FILE` writes the table of predicted times.
 """
 
 from __future__ import annotations
 
-import csv
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import reference
+from ..traffic import DTYPES, GPUS, Row, Solve, row
 from .blocks import pretending
 from .cases import CASES, Case
 from .fista import fista
 from .launch import Launch, ceil_div, recorded
-
-# Vendors' data sheets: bytes/s of the memory, and dense operations/s of the tensor cores by dtype.
-GPUS = {
-    "A100 80GB": (2.039e12, {"bfloat16": 312e12, "tf32": 156e12}),
-    "H100 SXM": (3.35e12, {"bfloat16": 989e12, "tf32": 495e12}),
-    "B200": (8.0e12, {"bfloat16": 2250e12, "tf32": 1125e12}),
-    "RTX 5090": (1.792e12, {"bfloat16": 209.5e12, "tf32": 104.8e12}),
-}
-ARCHITECTURES = {"A100 80GB": "sm80", "H100 SXM": "sm90", "B200": "sm100", "RTX 5090": "sm120"}
 
 
 @dataclass(frozen=True)
@@ -43,9 +28,6 @@ class Traffic:
     read: int  # bytes
     written: int  # bytes
     operations: int
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(self.read + other.read, self.written + other.written, self.operations + other.operations)
 
     @property
     def moved(self) -> int:
@@ -211,39 +193,6 @@ def traffic(launch: Launch) -> Traffic:
     return _FORMULAS[launch.kernel.fn.__name__](launch.arguments)
 
 
-class _Moved(TorchDispatchMode):
-    """Adds up the bytes of every argument and result of the operations of PyTorch, views apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if not function.is_view:
-            self.bytes += sum(_bytes(t) for t in (*args, result) if isinstance(t, Tensor))
-        return result
-
-
-def eager_bytes(case: Case, dtype: torch.dtype) -> int:
-    """What the definition of two steps from zero moves in PyTorch, one operation after the other."""
-    x, _, dictionary = case.tensors(dtype, "meta", "contiguous")
-    scalar = torch.zeros((), dtype=torch.float64)
-    with _Moved() as moved:
-        reference.fista(x, dictionary, scalar, scalar, scalar, None, None, 2, *case.geometry, True, "fista")
-    return moved.bytes
-
-
-def compiled_bytes(case: Case, dtype: torch.dtype) -> int:
-    """What two steps from zero move where all but the convolutions is fused: 8 codes and 6 images.
-
-    conv writes v, the threshold reads it and writes z; the synthesis reads z and writes an image, which with x
-    gives r; conv reads r and writes v, and the threshold reads v and z and writes the code.
-    """
-    x, z, dictionary = case.tensors(dtype, "meta", "contiguous")
-    return 8 * _bytes(z) + 6 * _bytes(x) + 3 * _bytes(dictionary)
-
-
 def solve_launches(case: Case, dtype: torch.dtype, architecture: str) -> list[Launch]:
     """The launches of two steps from zero."""
     x, _, dictionary = case.tensors(dtype, "meta", "contiguous")
@@ -253,41 +202,12 @@ def solve_launches(case: Case, dtype: torch.dtype, architecture: str) -> list[La
     return found
 
 
-COLUMNS = (
-    "case", "dtype", "gpu", "kernels", "megabytes", "floor_megabytes", "gigaflop", "predicted_us", "floor_us",
-    "compiled_megabytes", "compiled_predicted_us", "eager_megabytes", "eager_predicted_us",
-)  # fmt: skip
-
-
-def predictions() -> Iterator[tuple[object, ...]]:
-    """Rows of COLUMNS: a roofline time is the larger of bytes over bandwidth and operations over peak rate.
-
-    The floor is one read of x and one write of the code.
-    """
+def predictions() -> Iterator[Row]:
+    """The rows of the table of predicted times."""
     for name, case in CASES.items():
-        for dtype, kind in (("bfloat16", torch.bfloat16), ("tf32", torch.float32)):
-            for gpu, (bandwidth, peaks) in GPUS.items():
-                launches = solve_launches(case, kind, ARCHITECTURES[gpu])
-                each = [traffic(launch) for launch in launches]
-                total = sum(each, Traffic(0, 0, 0))
-                seconds = sum(max(t.moved / bandwidth, t.operations / peaks[dtype]) for t in each)
-                x, z, _ = case.tensors(kind, "meta", "contiguous")
-                floor = _bytes(x) + _bytes(z)
-                compiled, eager = compiled_bytes(case, kind), eager_bytes(case, kind)
-                yield (
-                    name, dtype, gpu, len(launches), *(round(b / 1e6, 2) for b in (total.moved, floor)),
-                    round(total.operations / 1e9, 2), *(round(1e6 * s, 1) for s in (seconds, floor / bandwidth)),
-                    round(compiled / 1e6, 2), round(1e6 * compiled / bandwidth, 1),
-                    round(eager / 1e6, 2), round(1e6 * eager / bandwidth, 1),
-                )  # fmt: skip
-
-
-def write(file: Path, rows: Sequence[Sequence[object]]) -> None:
-    with file.open("w", newline="") as lines:
-        table = csv.writer(lines, lineterminator="\n")
-        table.writerow(COLUMNS)
-        table.writerows(rows)
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]), list(predictions()))
+        for dtype, kind in DTYPES.items():
+            x, z, dictionary = case.tensors(kind, "meta", "contiguous")
+            solve = Solve(x, z, dictionary, *case.geometry)
+            for gpu, facts in GPUS.items():
+                each = [traffic(launch) for launch in solve_launches(case, kind, facts.architecture)]
+                yield row("triton", name, dtype, gpu, solve, [(t.moved, t.operations) for t in each])

@@ -56,7 +56,6 @@ class Reverse : public Stem<P> {
       const Place at = this->place(tile, halo_);
       iterate(at, this->image_buffer(buffer));
       follow(at, tile);
-      __syncthreads();
     }
     write_sums();
   }
@@ -134,7 +133,7 @@ class Reverse : public Stem<P> {
                        const float value = inside ? to_float(gradient_[index]) + t_ * sum : 0.0f;
                        gradient_[index] = from_float<Element>(value);
                      });
-      __syncthreads();
+      // No barrier: what comes next visits the same region, whose lines belong to the same warps.
     }
     write_gradients(at);
   }

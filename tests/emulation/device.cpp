@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <unordered_map>
 
 namespace emulation {
 
@@ -41,6 +42,13 @@ std::vector<Thread> threads;
 std::vector<std::vector<char>> stacks;
 std::vector<Warp> warps;
 std::vector<Cell> cells(kMostShared / 2);
+
+// Who wrote two bytes of a tensor last, in this launch.
+struct Stored {
+  unsigned block;
+  Access access;
+};
+std::unordered_map<uintptr_t, Stored> stored;
 std::vector<const std::function<void()>*> kernels;
 ucontext_t scheduler;
 Thread* running = nullptr;
@@ -84,11 +92,26 @@ bool ordered(const Access& before, const Thread& now) {
   return before.thread / kWarp == now.index / kWarp && before.warp_epoch < now.warp_epoch;
 }
 
-void check_order(const Access& before, const Thread& now, const char* what, size_t cell) {
-  if (ordered(before, now)) return;
+[[noreturn]] void race(const Access& before, const Thread& now, const char* what, const std::string& place) {
   fail("race: threads " + std::to_string(before.thread) + " and " + std::to_string(now.index) + " of block " +
-       std::to_string(block_index.x) + " " + what + " shared byte " + std::to_string(2 * cell) +
-       " without a barrier between");
+       std::to_string(block_index.x) + " " + what + " " + place + " without a barrier between");
+}
+
+void check_stored(const char* at, int bytes, bool write, const Range& range) {
+  const unsigned block = (block_index.z * grid_size.y + block_index.y) * grid_size.x + block_index.x;
+  const Thread& self = *running;
+  for (uintptr_t word = reinterpret_cast<uintptr_t>(at) / 2; 2 * word < reinterpret_cast<uintptr_t>(at) + bytes;
+       ++word) {
+    const auto found = stored.find(word);
+    if (found != stored.end()) {
+      const char* what = write ? "both write" : "write and read";
+      if (found->second.block != block)
+        fail("race: blocks " + std::to_string(found->second.block) + " and " + std::to_string(block) + " " + what +
+             " " + range.name);
+      if (!ordered(found->second.access, self)) race(found->second.access, self, what, range.name);
+    }
+    if (write) stored[word] = {block, {self.index, epoch, self.warp_epoch}};
+  }
 }
 
 void run_block(int count) {
@@ -155,7 +178,7 @@ void block_barrier(Site site) {
   for (Thread& t : threads) t.state = Thread::State::running, t.warp_epoch = 0;
 }
 
-void warp_barrier(Site site) {
+void warp_barrier(Site site, bool orders_memory) {
   Thread* self = running;
   arrive(Thread::State::warp, site);
   const int first = self->index / kWarp * kWarp;
@@ -168,7 +191,7 @@ void warp_barrier(Site site) {
       fail("lanes wait at different barriers, " + where(t.site) + " and " + where(site));
     if (t.state != Thread::State::warp) return yield();
   }
-  for (int i = first; i < end; ++i) threads[i].state = Thread::State::running, ++threads[i].warp_epoch;
+  for (int i = first; i < end; ++i) threads[i].state = Thread::State::running, threads[i].warp_epoch += orders_memory;
   warps[first / kWarp].side ^= 1;
 }
 
@@ -184,6 +207,7 @@ void global_access(const void* address, int bytes, bool write) {
     if (write && !range.writable) fail("a store to the input " + range.name);
     (write ? range.stored : range.loaded) += bytes;
     if (reinterpret_cast<uintptr_t>(at) % bytes) fail("a misaligned access to " + range.name);
+    if (range.writable) check_stored(at, bytes, write, range);
     return;
   }
   fail(std::string(write ? "a store" : "a load") + " outside every tensor of the call");
@@ -203,10 +227,11 @@ void shared_access(const void* address, int bytes, bool write) {
   const Access now{self.index, epoch, self.warp_epoch};
   for (size_t c = at / 2; c < (at + bytes + 1) / 2; ++c) {
     Cell& cell = cells[c];
-    check_order(cell.write, self, write ? "both write" : "write and read", c);
+    const auto place = [c] { return "shared byte " + std::to_string(2 * c); };
+    if (!ordered(cell.write, self)) race(cell.write, self, write ? "both write" : "write and read", place());
     if (write) {
       for (const Access* read : {&cell.read, &cell.read_elsewhere, &cell.read_beside})
-        check_order(*read, self, "read and write", c);
+        if (!ordered(*read, self)) race(*read, self, "read and write", place());
       cell.write = now;
       cell.written = true;
       continue;
@@ -228,6 +253,7 @@ void run(dim3 grid, int threads_of_block, int shared_bytes, const std::function<
   grid_size = grid;
   block_size = dim3(threads_of_block);
   kernel_of_launch = &kernel;
+  stored.clear();
   std::vector<dim3> blocks;
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)

@@ -53,7 +53,7 @@ class Device:
     def __init__(self, runner: Path) -> None:
         self.runner = runner
         self.process: subprocess.Popen | None = None
-        self.mutant = 0  # Which of tests/mutants.py the kernels are.
+        self.mutant = 0  # Which of tests/mutations_cuda.py the kernels are.
         for name, value in FULL.items():
             setattr(self, name, value)
         self.calls: list[tuple[str, dict[str, Any], Traffic]] = []

@@ -19,6 +19,17 @@ using csc::cuda::store_global;
 
 Shared<float> memory() { return Shared<float>(csc::cuda::dynamic_shared()); }
 
+// One product of tensor cores, in TF32.
+void multiply_anything(float value) {
+  nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 8, nvcuda::wmma::precision::tf32, nvcuda::wmma::row_major> a;
+  nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 8, nvcuda::wmma::precision::tf32, nvcuda::wmma::col_major> b;
+  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 8, float> sums;
+  nvcuda::wmma::fill_fragment(a, value);
+  nvcuda::wmma::fill_fragment(b, 1.0f);
+  nvcuda::wmma::fill_fragment(sums, 0.0f);
+  nvcuda::wmma::mma_sync(sums, a, b, sums);
+}
+
 void none(Arguments a) {
   const int i = threadIdx.x;
   memory()[i] = load_global(a.data + i);
@@ -52,6 +63,23 @@ void warp_barrier_for_a_block_race(Arguments a) {
   __syncwarp();
   store_global(a.data + i, static_cast<float>(memory()[63 - i]));
 }
+
+void tensor_core_for_a_barrier_race(Arguments a) {
+  const int i = threadIdx.x;
+  memory()[i] = 0;
+  __syncthreads();
+  memory()[i] = load_global(a.data + i);
+  multiply_anything(1.0f);
+  store_global(a.data + i, static_cast<float>(memory()[i ^ 1]));
+}
+
+void threads_at_one_tensor_race(Arguments a) {
+  const int i = threadIdx.x;
+  store_global(a.data + i, 1.0f);
+  load_global(a.data + 63 - i);
+}
+
+void blocks_at_one_tensor_race(Arguments a) { store_global(a.data + threadIdx.x, 1.0f); }
 
 void divergent_barrier(Arguments) {
   if (threadIdx.x < 32) __syncthreads();
@@ -103,15 +131,7 @@ void copy_without_wait(Arguments a) {
 
 void store_to_input(Arguments a) { store_global(a.data + threadIdx.x, 1.0f); }
 
-void unrounded_tf32(Arguments) {
-  nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 8, nvcuda::wmma::precision::tf32, nvcuda::wmma::row_major> a;
-  nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 8, nvcuda::wmma::precision::tf32, nvcuda::wmma::col_major> b;
-  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 8, float> sums;
-  nvcuda::wmma::fill_fragment(a, 0.1f);
-  nvcuda::wmma::fill_fragment(b, 1.0f);
-  nvcuda::wmma::fill_fragment(sums, 0.0f);
-  nvcuda::wmma::mma_sync(sums, a, b, sums);
-}
+void unrounded_tf32(Arguments) { multiply_anything(0.1f); }
 
 void misaligned_tile(Arguments) {
   nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sums;
@@ -129,6 +149,9 @@ void run(const std::string& bug, float* data) {
       {"read_and_write_race", read_and_write_race},
       {"write_and_write_race", write_and_write_race},
       {"warp_barrier_for_a_block_race", warp_barrier_for_a_block_race},
+      {"tensor_core_for_a_barrier_race", tensor_core_for_a_barrier_race},
+      {"threads_at_one_tensor_race", threads_at_one_tensor_race},
+      {"blocks_at_one_tensor_race", blocks_at_one_tensor_race},
       {"divergent_barrier", divergent_barrier},
       {"different_barriers", different_barriers},
       {"divergent_warp_barrier", divergent_warp_barrier},
@@ -144,7 +167,8 @@ void run(const std::string& bug, float* data) {
       {"store_to_input", store_to_input},
       {"unrounded_tf32", unrounded_tf32},
   };
-  csc::cuda::launch(all.at(bug), dim3(1), 64, 64 * sizeof(float), nullptr, Arguments{data});
+  csc::cuda::launch(all.at(bug), dim3(bug == "blocks_at_one_tensor_race" ? 2 : 1), 64, 64 * sizeof(float), nullptr,
+                    Arguments{data});
 }
 
 }  // namespace planted

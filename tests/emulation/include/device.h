@@ -1,8 +1,9 @@
 // A CUDA device on the CPU: one block at a time, its threads as fibers, every access to memory watched.
 //
 // Threads run until they wait; a barrier that not all reach, different barriers at once, two threads that touch one
-// shared word without a barrier between (one of them writing), shared memory read before it is written, and
-// addresses outside the tensors of a launch are errors. Blocks run in random order, shared memory starts as NaN.
+// shared word without a barrier between (one of them writing), a word of a tensor that one thread or block writes and
+// another writes or reads, shared memory read before it is written, and addresses outside the tensors of a launch are
+// errors. Blocks run in random order, shared memory starts as NaN.
 
 #pragma once
 
@@ -69,7 +70,8 @@ Thread& current();
 extern dim3 block_index, block_size, grid_size;
 
 void block_barrier(Site site);
-void warp_barrier(Site site);
+// Unless it orders memory, lanes wait for each other and may still race: a tensor core's instruction is no fence.
+void warp_barrier(Site site, bool orders_memory = true);
 // What the lanes of a warp leave for each other: 4096 bytes each, two places in turn so that one barrier suffices.
 char* warp_exchange(int lane);
 

@@ -111,7 +111,7 @@ void mma_sync(fragment<accumulator, M, N, K, float>& d, const fragment<matrix_a,
     if (tf32(v)) emulation::fail("a TF32 product of a number that was not rounded to TF32");
     right[B::place(lane(), e)] = v;
   }
-  emulation::warp_barrier({__FILE__, __LINE__});
+  emulation::warp_barrier({__FILE__, __LINE__}, false);
   for (int e = 0; e < d.num_elements; ++e) {
     const int at = D::place(lane(), e), row = at / N, column = at % N;
     float sum = c.x[e];

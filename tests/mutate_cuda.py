@@ -1,9 +1,8 @@
-"""Breaks the CUDA kernels in every way of mutants.py and shows that the emulation finds each one.
+"""Breaks the CUDA kernels on purpose and shows that the emulation notices: python tests/mutate_cuda.py [FILE ...]
 
-    python tests/mutations.py [FILE.cu ...]
-
-All mutants are compiled into one emulated device, which is told at run time which of them to be. A mutant is found
-when a result is wrong or the emulation stops; one that survives every problem makes the exit code 1.
+The mutations of mutations_cuda.py are compiled into one emulated device, which is told at run time which of them to
+be. One is found when a result is wrong or the emulation stops. Exits with 1 when a mutation survives, and with 2
+when there is an error without any.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ import re
 import shutil
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 from emulation.build import CUDA, build
 from emulation.device import FULL, Device, EmulationError, emulated, tiled
 from helpers import SHAPES, Problem, random_problem
-from mutants import MUTANTS
+from mutations_cuda import MUTATIONS
 
 import csc_kernels as csc
 
@@ -73,7 +74,7 @@ def write_mutants(folder: Path, files: list[str]) -> dict[int, tuple[str, str]]:
     shutil.copytree(CUDA, kernels)
     numbered: dict[int, tuple[str, str]] = {}
     for file in files:
-        own = {len(numbered) + 1 + i: mutant for i, mutant in enumerate(MUTANTS[file])}
+        own = {len(numbered) + 1 + i: mutant for i, mutant in enumerate(MUTATIONS[file])}
         numbered |= {number: (file, mutant) for number, mutant in own.items()}
         path = kernels / file
         path.write_text(with_mutants(path.read_text(), own))
@@ -119,6 +120,8 @@ def problems() -> Iterator[tuple[Compute, Problem, dict[str, int]]]:
     yield cut(make(padding=1, size=(31, 5), n_iter=3, z0=False, **options).leaves(), True)
     yield cut(make(padding=1, size=(31, 5), n_iter=2, z0=True, nonneg=False, **options).leaves(), True)
     yield cut(make(stride=2, padding=1, size=(9, 71), n_iter=2, **options).leaves(), True)
+    # Several blocks of atoms, and lines of x that are copied whole.
+    yield cut(make(padding=1, size=(13, 40), n_iter=2, atoms=20, batch=1).leaves(), True)
     wide = {"channels": 5, "atoms": 70, "padding": 1, "size": (6, 11)}
     yield residual, make(z0=True, mask="float", **wide), {}
     yield residual, make(0, z0=True, channels=5, atoms=33, kernel=(1, 1), size=(4, 5)), {}
@@ -180,45 +183,61 @@ def prepare() -> list:
     return prepared
 
 
-def found_by(device: Device, prepared: list) -> str | None:
-    """What shows that the kernels are wrong; None when nothing does."""
-    for index in sorted(range(len(prepared)), key=lambda i: -device.finds.get(i, 0)):
-        compute, problem, state, right = prepared[index]
+class Finder:
+    """Runs the problems, first those that found the most in a file so far, then the quick ones."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.prepared = prepare()
+        self.finds: Counter[tuple[str, int]] = Counter()
+        self.seconds = [0.0] * len(self.prepared)
+
+    def find(self, file: str) -> str | None:
+        """What shows that the kernels are wrong; None when nothing does."""
+        order = range(len(self.prepared))
+        for index in sorted(order, key=lambda i: (-self.finds[file, i], self.seconds[i])):
+            start = time.perf_counter()
+            wrong = self._run(*self.prepared[index])
+            if wrong is not None:
+                self.finds[file, index] += 1
+                return f"problem {index}: {wrong}"
+            self.seconds[index] = time.perf_counter() - start
+        return None
+
+    def _run(self, compute: Compute, problem: Problem, state: dict[str, int], right: list) -> str | None:
         for name, value in (FULL | state).items():
-            setattr(device, name, value)
+            setattr(self.device, name, value)
         try:
-            with emulated(device), csc.use_backend("cuda"):
+            with emulated(self.device), csc.use_backend("cuda"):
                 outcome = results(compute, problem)
         except EmulationError as error:
-            device.finds[index] = device.finds.get(index, 0) + 1
             lines = [line for line in str(error).splitlines() if "rror" in line or "emulation:" in line]
-            return f"problem {index}: {lines[-1] if lines else error}"
-        if not all(map(equal, outcome, right)):
-            device.finds[index] = device.finds.get(index, 0) + 1
-            return f"problem {index}: wrong result"
-    return None
+            return lines[-1] if lines else str(error)
+        return None if all(map(equal, outcome, right)) else "wrong result"
 
 
-def main(files: list[str]) -> int:
-    prepared = prepare()
+def main() -> int:
+    files, start = sys.argv[1:] or list(MUTATIONS), time.perf_counter()
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         numbered = write_mutants(Path(folder), files)
         device = Device(build(Path(folder) / "build", Path(folder) / "csrc" / "cuda"))
-        device.finds = {}
-        right = found_by(device, prepared)
-        if right is not None:
-            print(f"without a mutant: {right}")
-            return 1
-        for number, (file, mutant) in numbered.items():
-            device.mutant = number
-            finding = found_by(device, prepared)
-            survivors += finding is None
-            print(f"{file}: {mutant}\n    {finding or 'SURVIVES'}", flush=True)
+        finder = Finder(device)
+        wrong = finder.find("")
+        if wrong is not None:
+            print(f"without any mutation: {wrong}")
+            return 2
+        for device.mutant, (file, mutant) in numbered.items():
+            begin = time.perf_counter()
+            found = finder.find(file)
+            survivors += found is None
+            verdict = "SURVIVED" if found is None else f"caught by {found}"
+            print(f"{file}: {mutant}: {verdict} ({time.perf_counter() - begin:.1f} s)", flush=True)
         device.close()
-    print(f"{len(numbered)} mutants, {survivors} survive")
+    count = len(numbered)
+    print(f"{count - survivors} of {count} mutations are caught in {time.perf_counter() - start:.0f} s")
     return 1 if survivors else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or list(MUTANTS)))
+    sys.exit(main())

@@ -1,5 +1,5 @@
-# ruff: noqa: E501 (a mutant is one line)
-"""Ways to break the CUDA kernels, each in one place of one file.
+# ruff: noqa: E501 (a mutation is one line)
+"""Ways to break the CUDA kernels, for mutate_cuda.py, each in one place of one file.
 
 `[[old => new]]` is an expression, `{{old => new}}` a statement; what stands around it in the source says which is
 meant, `#n` the how manieth. Spaces count as any white space.
@@ -15,7 +15,7 @@ SOLVE = "fista.cu"
 STEM = "stem.cuh"
 REVERSE = "fista_backward.cu"
 
-MUTANTS = {
+MUTATIONS = {
     SYNTHESIS: [
         "const int h = p.row + [[s.top => s.top + 1]] - tap.row",
         "w = p.column + [[s.left => s.left + 1]] - tap.column",
@@ -166,8 +166,6 @@ MUTANTS = {
         "{{__syncthreads(); => ;}}#5",
         "{{__syncthreads(); => ;}}#6",
         "{{__syncthreads(); => ;}}#7",
-        "{{__syncthreads(); => ;}}#8",
-        "{{__syncthreads(); => ;}}#9",
         "const Region codes = this->around(at, [[step => step - 1]])",
         "if (inside && [[code_at(at, step, k, i, j, index) != 0 => true]])",
         "if (inside && [[code_at(at, step, k, i, j, index) != 0 => code_at(at, step, k, i, j, index) >= 0]])",
