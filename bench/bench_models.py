@@ -66,12 +66,16 @@ COMPILED = {
 ALL = {
     "ResNet-18": Entry("resnet18"),
     "SDNet-18-all": Entry("sdnet18_all", LAST),
-    "SDNet-18-all high": Entry("sdnet18_all", LAST, precision="high"),
-    "SDNet-18-all bfloat16": Entry("sdnet18_all", LAST, dtype=torch.bfloat16),
     "SDNet-18-all, cleaned eager": Entry("sdnet18_all", BOTH, cleaned_eager),
     "SDNet-18-all, cleaned compiled": Entry("sdnet18_all", BOTH, lambda model: compiled(cleaned_eager(model))),
     "SDNet-18-all, as shipped": Entry("sdnet18_all", ("contiguous",), as_shipped),
     "SDNet-34-all": Entry("sdnet34_all", LAST),
+}
+PRECISIONS = {
+    "ResNet-18": Entry("resnet18"),
+    "SDNet-18-all": Entry("sdnet18_all", LAST),
+    "SDNet-18-all high": Entry("sdnet18_all", LAST, precision="high"),
+    "SDNet-18-all bfloat16": Entry("sdnet18_all", LAST, dtype=torch.bfloat16),
 }
 RIVALS = {
     "SDNet-18": Entry("sdnet18", LAST),
@@ -82,6 +86,7 @@ RIVALS = {
 CASES = {
     "pairs": Case("cifar", 32, 64, PAIRS | COMPILED),
     "all": Case("cifar", 32, 32, ALL),
+    "precisions": Case("cifar", 32, 128, PRECISIONS),
     "rivals": Case("cifar", 32, 16, RIVALS),
     "imagenet": Case("imagenet", 224, 8, PAIRS),
     "imagenet_all": Case("imagenet", 224, 4, {name: ALL[name] for name in ("ResNet-18", "SDNet-18-all")}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ def build(folder: Path, kernels: Path = CUDA, jobs: int = 2) -> Path:
         target = folder / f"{source.stem}-{digest}.o"
         if not target.exists():
             include = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{kernels.parents[1]}"]
-            partial = target.with_suffix(".partial")
+            partial = target.with_suffix(f".{os.getpid()}.partial")
             command = [compiler(), *FLAGS, *include, "-x", "c++", "-c", str(source), "-o", str(partial)]
             subprocess.run(command, check=True)
             partial.rename(target)
@@ -42,7 +43,7 @@ def build(folder: Path, kernels: Path = CUDA, jobs: int = 2) -> Path:
     names = " ".join(path.name for path in objects).encode()
     runner = folder / f"runner-{hashlib.sha256(names).hexdigest()[:16]}"
     if not runner.exists():
-        partial = runner.with_suffix(".partial")
+        partial = runner.with_suffix(f".{os.getpid()}.partial")
         subprocess.run(
             [compiler(), *SANITIZERS, *map(str, objects), "-o", str(partial)],
             check=True,
