@@ -123,6 +123,25 @@ def test_a_residual_takes_every_mask(mask: str | None, channels: int) -> None:
         assert_gradients(test_residual.compute, test_residual.plain, problem)
 
 
+@pytest.mark.parametrize("channels", (3, 9))
+@with_triton
+def test_gradcheck_in_single_precision(channels: int) -> None:
+    """Finite differences of float32, of problems in which no threshold is near."""
+    problem = random_problem(
+        dtype=torch.float32, margin=0.01, channels=channels, atoms=2, size=(3, 4), padding=1, batch=1, n_iter=2,
+        lmbda="atom", mu="scalar", z0=True, mask="bool",
+    ).leaves()  # fmt: skip
+    step = test_fista_step.Step(**vars(problem), y=problem.z0.detach().clone().requires_grad_(), beta=0.3)
+    for compute, arguments in ((Problem.solve, problem), (test_fista_step.compute, step)):
+        names = list(arguments.tensors)
+
+        def function(*tensors: Tensor, compute=compute, arguments=arguments, names=names) -> Tensor:
+            return compute(replace(arguments, **dict(zip(names, tensors))))
+
+        inputs = tuple(arguments.tensors.values())
+        assert torch.autograd.gradcheck(function, inputs, eps=1e-3, atol=1e-2, rtol=1e-2, fast_mode=True)
+
+
 # Ends of tiles: the same with blocks of 16, so that tiles, atoms and channels all have an end inside.
 
 
