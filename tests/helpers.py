@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -354,6 +356,35 @@ def _served(problem: Problem) -> Problem:
         if name in ("step_size", "mask") or varies:
             leaf.requires_grad_(False)
     return served
+
+
+@contextmanager
+def memory_for(allocations: int) -> Iterator[None]:
+    """torch.empty runs out of memory after so many calls."""
+    empty, left = torch.empty, iter(range(allocations))
+
+    def scarce(*shape: Any, **options: Any) -> Tensor:
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError("played")
+        return empty(*shape, **options)
+
+    with mock.patch.object(torch, "empty", scarce):
+        yield
+
+
+def assert_unchanged_by_scarcity(compute: Callable[[], Sequence[Tensor]]) -> None:
+    """Whichever allocation fails, the same call computes the same afterwards."""
+    expected, allocations = compute(), 0
+    while True:
+        try:
+            with memory_for(allocations):
+                compute()
+            break
+        except torch.OutOfMemoryError:
+            allocations += 1
+    assert allocations > 1
+    for found, wanted in zip(compute(), expected):
+        assert torch.equal(found, wanted)
 
 
 # A as a matrix, from its definition alone: no convolution of PyTorch is involved.

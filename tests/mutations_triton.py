@@ -15,7 +15,9 @@ def cases(test: str, argument: str, *values: str) -> Battery:
 
 
 # Tests of test_triton.py with their arguments, the quick ones first.
-TILES = cases("test_tiles_meet_without_a_seam_in_one_step", "tile", "odd", "stride", "two_blocks", "stride_pair")
+TILES = cases(
+    "test_tiles_meet_without_a_seam_in_one_step", "tile", "samples", "odd", "stride", "stride_pair", "two_blocks"
+)
 RESIDUAL = [
     *TILES,
     *cases("test_a_residual_and_its_gradients", "case", "rgb"),
@@ -23,8 +25,10 @@ RESIDUAL = [
 ]
 STEP = [
     *TILES,
+    ("test_numbers_may_lie_on_the_device", {"channels": 3}),
     *cases("test_the_gradients_of_a_step", "case", "signed", "full", "per_atom", "per_sample"),
     ("test_what_is_not_finite_reaches_what_it_reaches_in_pytorch", {"channels": 3, "value": float("nan")}),
+    *cases("test_the_gradients_of_a_solve", "case", "three_steps"),
 ]
 SOLVE = [
     *cases("test_a_solve_on_chip", "case", "tiles", "tall", "signed", "same_even", "full_penalties"),

@@ -9,7 +9,16 @@ import pytest
 import torch
 from emulation.device import tiled
 from emulation.fixtures import device, emulated_process  # noqa: F401
-from helpers import CASES, SHAPES, Problem, _served, assert_error, gradients, random_problem
+from helpers import (
+    CASES,
+    SHAPES,
+    Problem,
+    _served,
+    assert_error,
+    assert_unchanged_by_scarcity,
+    gradients,
+    random_problem,
+)
 from test_golden import OUTPUTS, error, load, solve
 from torch import Tensor
 
@@ -303,6 +312,13 @@ def test_nan_and_infinity_spread_as_in_the_reference(channels: int, value: float
         z, expected = problem.solve(), problem.plain()
         assert not (expected.isnan() & z.isfinite()).any()
         assert torch.equal(z[1:].isnan(), expected[1:].isnan())
+
+
+@pytest.mark.parametrize("channels", (3, 5))
+def test_out_of_memory_leaves_no_state(channels: int) -> None:
+    problem = random_problem(dtype=torch.float32, channels=channels, size=(4, 4), atoms=3, padding=1).leaves()
+    problem.step_size = problem.step_size.item()
+    assert_unchanged_by_scarcity(lambda: gradients(Problem.solve, problem))
 
 
 def test_addresses_beyond_2_to_the_31_elements(device) -> None:  # noqa: F811

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -113,6 +114,14 @@ def test_the_doctor_finds_every_dtype_and_layout_sound(device) -> None:  # noqa:
     wanted = {(case.name, dtype) for case in parity.CASES for dtype in dtypes}
     assert {(c.case, c.dtype) for c in checks if c.status == "ok"} == wanted
     assert [c for c in checks if c.status == "failed"] == []
+
+
+def test_no_plan_is_made_of_numbers_that_overflowed(emulated_process) -> None:  # noqa: F811
+    """Kernels so large that a tile's halo has more bytes than an int counts."""
+    for kernel, side, n_iter in ((51, 4000, 30), (84, 30_000, 63), (30_000, 60_000, 2)):
+        shape = [1, 1, side, side, 64, side, side, kernel, kernel, 1, 1, kernel // 2, kernel // 2]
+        for backward, element in itertools.product((False, True), (2, 4)):
+            assert torch.ops.csc_cuda.plan(shape, n_iter, False, False, backward, element, 227 * 1024, 132) == []
 
 
 def test_out_of_shared_memory_a_solve_goes_step_by_step_and_leaves_no_state(device) -> None:  # noqa: F811

@@ -10,8 +10,11 @@ from emulation.fixtures import device, emulated_process  # noqa: F401
 
 import csc_kernels as csc
 from csc_kernels import traffic
+from csc_kernels.cuda import kernels
+from csc_kernels.cuda.plan import splits
 from csc_kernels.cuda.resources import STEMS, Stem, plan_of
-from csc_kernels.cuda.traffic import forward, predictions
+from csc_kernels.cuda.step_traffic import analysis, correlation, synthesis
+from csc_kernels.cuda.traffic import backward, forward, predictions
 from csc_kernels.resources import ARCHITECTURES, Architecture
 
 # The solve, and whether it is cut into tiles.
@@ -24,34 +27,115 @@ CASES = {
 }
 
 
-def least_shared(stem: Stem, element: int) -> int:
+def least_shared(stem: Stem, backward: bool, element: int) -> int:
     """Bytes with which the solve fits in small tiles."""
 
     def plan(kilobytes: int) -> list[int]:
-        return plan_of(stem, False, element, Architecture(kilobytes * 1024, 0, 0, 3))
+        return plan_of(stem, backward, element, Architecture(kilobytes * 1024, 0, 0, 3))
 
     return 1024 * (6 + next(kilobytes for kilobytes in range(30, 228, 2) if plan(kilobytes)))
 
 
+def tensors(stem: Stem, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """x and a dictionary."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (stem.x, (stem.atoms, stem.x[1], stem.kernel, stem.kernel))
+    return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+
+
+def solve(stem: Stem, x: torch.Tensor, dictionary: torch.Tensor) -> torch.Tensor:
+    """Nothing is thresholded: the code has no zeros."""
+    options = {"stride": stem.stride, "padding": stem.padding, "momentum": "none", "nonneg": False}
+    return csc.fista(x, dictionary, 0.0, 0.01, stem.n_iter, **options)
+
+
+def assert_cut(stem: Stem, plan: list[int], cut: bool) -> None:
+    assert not cut or plan[0] < stem.x[2] // stem.stride or plan[1] < stem.x[3] // stem.stride
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_formula_and_count_agree(device, case: str, dtype: torch.dtype) -> None:  # noqa: F811
+def test_of_a_solve_formula_and_count_agree(device, case: str, dtype: torch.dtype) -> None:  # noqa: F811
     stem, cut = CASES[case]
     device.device_numbers, device.tf32 = False, True
-    x = torch.randn(stem.x).to(dtype)
-    dictionary = torch.randn(stem.atoms, stem.x[1], stem.kernel, stem.kernel).to(dtype)
+    x, dictionary = tensors(stem, dtype)
     if cut:
-        device.shared_limit = least_shared(stem, x.element_size())
-    csc.fista(x, dictionary, 0.1, 0.01, stem.n_iter, stride=stem.stride, padding=stem.padding, momentum="none")
+        device.shared_limit = least_shared(stem, False, x.element_size())
+    solve(stem, x, dictionary)
     ((op, arguments, counted),) = device.calls
     assert op == "fista"
-    rows, columns, _ = arguments["plan"]
-    assert not cut or rows < stem.x[2] // stem.stride or columns < stem.x[3] // stem.stride
+    assert_cut(stem, arguments["plan"], cut)
     counts = forward(stem, list(arguments["plan"]), x.element_size())
     assert counted.loaded["x"] == counts.x and counted.stored["x"] == 0
-    assert counted.stored["z"] == counts.z and counted.loaded["z"] == 0
+    assert counted.stored["z"] == counts.stored and counted.loaded["z"] == 0
     assert counted.loaded["dictionary"] == counts.dictionary
     assert counted.products == counts.products
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("case", CASES.keys() - {"strided"})  # The backward of a kernel of 7 keeps too much.
+def test_of_a_backward_formula_and_count_agree(device, case: str, dtype: torch.dtype) -> None:  # noqa: F811
+    stem, cut = CASES[case]
+    device.device_numbers, device.tf32 = False, True
+    x, dictionary = (t.requires_grad_() for t in tensors(stem, dtype))
+    if cut:
+        device.shared_limit = least_shared(stem, True, x.element_size())
+    z = solve(stem, x, dictionary)
+    assert (z != 0).all()
+    z.square().sum().backward()
+    op, arguments, counted = device.calls[-1]
+    assert op == "fista_backward"
+    assert_cut(stem, arguments["plan"], cut)
+    counts = backward(stem, list(arguments["plan"]), x.element_size())
+    assert counted.loaded["x"] == counts.x
+    assert counted.loaded["dictionary"] == counts.dictionary
+    assert counted.loaded["z"] == counts.z
+    assert counted.loaded["grad"] == counts.grad
+    assert counted.stored["grad_x"] + counted.stored["partials"] == counts.stored
+    assert counted.products == counts.products
+
+
+LAYERS = {
+    "stem": Stem((2, 3, 9, 11), 20, 3, 1, 1, 1),
+    "wide": Stem((2, 70, 5, 6), 66, 3, 1, 1, 1),
+    "strided": Stem((1, 5, 13, 12), 9, 3, 2, 1, 1),
+    "padding_past_kernel": Stem((1, 2, 5, 6), 3, 2, 1, 3, 1),
+}
+
+
+@pytest.mark.parametrize("whole_step", (False, True))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_of_the_passes_of_a_step_formula_and_count_agree(
+    device,  # noqa: F811
+    layer: str,
+    dtype: torch.dtype,
+    whole_step: bool,
+) -> None:
+    """`whole_step`: with a mask, and with momentum."""
+    stem = LAYERS[layer]
+    device.device_numbers, device.tf32 = False, True
+    x, dictionary = tensors(stem, dtype)
+    stride, pads = (stem.stride,) * 2, (stem.padding,) * 4
+    z = torch.randn(kernels.code_shape(x, dictionary, stride, pads)).to(dtype)
+    number = torch.tensor(0.1)
+    r = kernels.synthesis(z, dictionary, stride, pads, x, x=x, mask=torch.ones_like(x) if whole_step else None)
+    previous, beta = (z, 0.5) if whole_step else (None, None)
+    base = z if whole_step else None
+    kernels.step(r, dictionary, stride, pads, number, base, number, number, True, previous, beta)
+    kernels.correlation(r, z, dictionary, stride, pads)
+    expected = {
+        "synthesis": synthesis(stem, True, whole_step),
+        "analysis": analysis(stem, whole_step, whole_step),
+        "correlation": correlation(stem, splits(z[:, 0].numel())),
+    }
+    assert [op for op, _, _ in device.calls] == list(expected)
+    for op, _, counted in device.calls:
+        single = ("partials", "result") if op == "correlation" else ()  # float32 in any case.
+        for found, wanted in ((counted.loaded, expected[op].loaded), (counted.stored, expected[op].stored)):
+            bytes_of = {n: c * (4 if n in single else x.element_size()) for n, c in wanted.items()}
+            assert {name: count for name, count in found.items() if count} == bytes_of, op
+        assert counted.products == expected[op].products, op
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES.keys() - {"gfx942"}))

@@ -12,13 +12,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import test_fista_step
 import test_golden
 import test_residual
 import torch
-from helpers import CASES, SHAPES, Problem, assert_error, assert_gradients, gradients, random_problem, ways
+from helpers import (
+    CASES,
+    SHAPES,
+    Problem,
+    assert_error,
+    assert_gradients,
+    assert_unchanged_by_scarcity,
+    gradients,
+    random_problem,
+    ways,
+)
 from interpreter import with_triton
 from test_fista_step import STEPS, random_step
 from test_residual import MASKS, residual_problem
@@ -112,6 +123,25 @@ def test_a_residual_takes_every_mask(mask: str | None, channels: int) -> None:
         assert_gradients(test_residual.compute, test_residual.plain, problem)
 
 
+@pytest.mark.parametrize("channels", (3, 9))
+@with_triton
+def test_gradcheck_in_single_precision(channels: int) -> None:
+    """Finite differences of float32, of problems in which no threshold is near."""
+    problem = random_problem(
+        dtype=torch.float32, margin=0.01, channels=channels, atoms=2, size=(3, 4), padding=1, batch=1, n_iter=2,
+        lmbda="atom", mu="scalar", z0=True, mask="bool",
+    ).leaves()  # fmt: skip
+    step = test_fista_step.Step(**vars(problem), y=problem.z0.detach().clone().requires_grad_(), beta=0.3)
+    for compute, arguments in ((Problem.solve, problem), (test_fista_step.compute, step)):
+        names = list(arguments.tensors)
+
+        def function(*tensors: Tensor, compute=compute, arguments=arguments, names=names) -> Tensor:
+            return compute(replace(arguments, **dict(zip(names, tensors))))
+
+        inputs = tuple(arguments.tensors.values())
+        assert torch.autograd.gradcheck(function, inputs, eps=1e-3, atol=1e-2, rtol=1e-2, fast_mode=True)
+
+
 # Ends of tiles: the same with blocks of 16, so that tiles, atoms and channels all have an end inside.
 
 
@@ -120,6 +150,8 @@ TILES = {
     "two_blocks": {"channels": 18, "atoms": 18, "size": (3, 6), "kernel": (2, 2), "batch": 3},
     "stride": {"channels": 5, "atoms": 18, "size": (7, 10), "padding": 1, "stride": 2, "batch": 1},
     "valid": {"channels": 2, "atoms": 5, "size": (9, 6), "kernel": (2, 3), "batch": 1},
+    # A tile holds four samples.
+    "samples": {"channels": 2, "atoms": 3, "size": (2, 2), "kernel": (2, 2), "padding": (1, 0), "batch": 9},
     "stride_pair": {
         "channels": 3, "atoms": 7, "size": (6, 15), "kernel": (3, 4), "stride": (1, 3), "padding": (2, 1),
         "batch": 1,
@@ -147,6 +179,20 @@ def test_tiles_meet_without_a_seam_in_one_step(tile: str) -> None:
         both = test_fista_step.compute(step)
         assert_error(both, ways(test_fista_step.plain, step), test_fista_step.plain(step.to(torch.float64)))
         assert_gradients(test_fista_step.compute, test_fista_step.plain, step)
+
+
+@pytest.mark.parametrize("channels", (3, 9))
+@with_triton
+def test_numbers_may_lie_on_the_device(channels: int) -> None:
+    """There the kernels load them; on the CPU, where tests run without a GPU, they are arguments."""
+    from csc_kernels.triton import launch
+
+    problem = problem_of(channels, lmbda="scalar", mu="scalar", n_iter=2).leaves()
+    expected = everything(problem)
+    with mock.patch.object(launch, "on_host", lambda value: False):
+        found = everything(problem)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 @with_triton
@@ -331,6 +377,13 @@ def test_the_same_call_gives_the_same_bits(channels: int) -> None:
     problem = problem_of(channels).leaves()
     first, second = everything(problem), everything(problem)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("channels", (3, 9))
+@with_triton
+def test_out_of_memory_leaves_no_state(channels: int) -> None:
+    problem = random_problem(dtype=torch.float32, channels=channels, size=(4, 4), atoms=3, padding=1).leaves()
+    assert_unchanged_by_scarcity(lambda: gradients(Problem.solve, problem))
 
 
 @with_triton

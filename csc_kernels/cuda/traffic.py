@@ -1,4 +1,4 @@
-"""Bytes and products of a solve on chip by formula.
+"""Bytes and products of a solve on chip, and of its backward, by formula; step_traffic.py has the other passes.
 
 Loads are counted where a block makes them: the halo of x for each tile that has it, the dictionary twice for each
 block. tests/test_cuda_traffic.py counts the same loads, stores and multiplications while the kernel is executed.
@@ -14,7 +14,8 @@ import torch
 
 from ..geometry import code_size
 from ..resources import ARCHITECTURES
-from ..traffic import DTYPES, GPUS, Row, Solve, row
+from ..traffic import DTYPES, GPUS, Row, row
+from ..traffic import Solve as Tensors
 from .resources import STEMS, Stem, plan_of
 
 
@@ -37,16 +38,21 @@ class Span(NamedTuple):
 
 @dataclass
 class Counts:
-    """Bytes loaded of x and the dictionary, bytes stored of z, and multiplications of the matrix products."""
+    """Bytes loaded of x, the dictionary, z and dL/dz, bytes stored, and multiplications of the matrix products.
+
+    `stored` is z of a forward, and of a backward dL/dx and the partial sums.
+    """
 
     x: int = 0
     dictionary: int = 0
     z: int = 0
+    grad: int = 0
+    stored: int = 0
     products: int = 0
 
     @property
     def moved(self) -> int:
-        return self.x + self.dictionary + self.z
+        return self.x + self.dictionary + self.z + self.grad + self.stored
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -81,38 +87,114 @@ class Axis(NamedTuple):
         return Span(begin, (codes.end - 1) * self.stride - self.pad + self.kernel)
 
 
+class Solve:
+    """A solve from zero by a plan, cut into tiles, lmbda, mu and the step size in host memory."""
+
+    def __init__(self, stem: Stem, plan: list[int], element: int, halo: int) -> None:
+        self.stem, self.element, self.halo = stem, element, halo
+        self.batch, self.channels, *self.size = stem.x
+        self.codes = code_size(self.size, (stem.kernel,) * 2, (stem.stride,) * 2, (stem.padding,) * 4)
+        self.rows, self.columns = (
+            Axis(s, c, stem.kernel, stem.stride, stem.padding, t)
+            for s, c, t in zip(self.size, self.codes, plan[:2])
+        )
+        self.atoms = round_up(stem.atoms, 16)
+        self.taps = round_up(self.channels * stem.kernel**2, 16)
+        self.row_taps = round_up(self.channels * stem.kernel, 16)
+        self.gradient = stem.atoms * self.channels * stem.kernel**2  # Numbers of a dictionary.
+
+    def tiles(self) -> Iterator[Tile]:
+        """Of one sample."""
+        for rows in self.rows.tiles():
+            for columns in self.columns.tiles():
+                yield Tile(self, rows, columns)
+
+
+class Tile(NamedTuple):
+    """The positions that a tile owns, and what a block loads and multiplies for it."""
+
+    solve: Solve
+    rows: Span
+    columns: Span
+
+    def around(self, steps: int) -> tuple[Span, Span]:
+        s = self.solve
+        return (
+            self.rows.around(steps * s.rows.reach, s.rows.codes),
+            self.columns.around(steps * s.columns.reach, s.columns.codes),
+        )
+
+    def pixels(self) -> int:
+        """Of x, in whole lines of 8 columns."""
+        s = self.solve
+        rows, columns = self.around(s.halo)
+        stem = s.stem
+        height = (s.rows.held(s.halo) - 1) * stem.stride + stem.kernel
+        pitch = round_up((s.columns.held(s.halo) - 1) * stem.stride + stem.kernel + 7, 8)
+        first = rows.begin * stem.stride - stem.padding
+        begin = (columns.begin * stem.stride - stem.padding) // 8 * 8
+        seen = Span(max(first, 0), min(first + height, s.size[0]))
+        across = Span(max(begin, 0), min(begin + pitch, s.size[1]))
+        return s.channels * seen.length * across.length
+
+    def positions(self, steps: int) -> int:
+        rows, columns = self.around(steps)
+        return rows.length * columns.length
+
+    def _lines(self, columns: Span) -> int:
+        return _lines(columns, self.around(self.solve.halo)[1].begin)
+
+    def analysis(self, steps: int) -> int:
+        """Multiplications for the codes so many steps around the tile."""
+        rows, columns = self.around(steps)
+        return rows.length * self._lines(columns) * 16 * self.solve.atoms * self.solve.taps
+
+    def synthesis(self, valid: int, steps: int) -> int:
+        """Multiplications for the pixels that the codes `steps` around see, of the codes `valid` around."""
+        s = self.solve
+        rows, columns = self.around(valid)
+        meets = _meets(s.rows.window(self.around(steps)[0]), rows, s.rows)
+        return meets * self._lines(columns) * 16 * s.row_taps * s.atoms
+
+    def correlation(self) -> int:
+        return self.analysis(0)
+
+
 def forward(stem: Stem, plan: list[int], element: int) -> Counts:
-    """A solve from zero, with lmbda, mu and the step size in host memory."""
-    batch, channels, *size = stem.x
-    codes = code_size(size, (stem.kernel,) * 2, (stem.stride,) * 2, (stem.padding,) * 4)
-    rows, columns = (
-        Axis(s, c, stem.kernel, stem.stride, stem.padding, t) for s, c, t in zip(size, codes, plan[:2])
-    )
-    halo = stem.n_iter - 1
-    atoms, taps = round_up(stem.atoms, 16), round_up(channels * stem.kernel**2, 16)
-    row_taps = round_up(channels * stem.kernel, 16)
-    image_rows = (rows.held(halo) - 1) * stem.stride + stem.kernel
-    image_pitch = round_up((columns.held(halo) - 1) * stem.stride + stem.kernel + 7, 8)
-    counts = Counts(z=batch * stem.atoms * codes[0] * codes[1] * element)
-    counts.dictionary = plan[2] * 2 * stem.atoms * channels * stem.kernel**2 * element
-    for r in rows.tiles():
-        for c in columns.tiles():
-            top, left = r.around(halo * rows.reach, rows.codes), c.around(halo * columns.reach, columns.codes)
-            first = top.begin * stem.stride - stem.padding
-            begin = (left.begin * stem.stride - stem.padding) // 8 * 8
-            seen = Span(max(first, 0), min(first + image_rows, size[0]))
-            across = Span(max(begin, 0), min(begin + image_pitch, size[1]))
-            counts.x += batch * channels * seen.length * across.length * element
-            for step in range(1, stem.n_iter + 1):
-                more = stem.n_iter - step
-                own = r.around(more * rows.reach, rows.codes), c.around(more * columns.reach, columns.codes)
-                lines = _lines(own[1], left.begin)
-                counts.products += batch * own[0].length * lines * 16 * atoms * taps
-                if step > 1:
-                    valid = r.around((more + 1) * rows.reach, rows.codes)
-                    lines = _lines(c.around((more + 1) * columns.reach, columns.codes), left.begin)
-                    meets = _meets(rows.window(own[0]), valid, rows)
-                    counts.products += batch * meets * lines * 16 * row_taps * atoms
+    """The solve."""
+    n = stem.n_iter
+    s = Solve(stem, plan, element, n - 1)
+    counts = Counts(dictionary=plan[2] * 2 * s.gradient * element)
+    for tile in s.tiles():
+        counts.x += s.batch * tile.pixels() * element
+        counts.stored += s.batch * tile.positions(0) * stem.atoms * element
+        for step in range(1, n + 1):
+            counts.products += s.batch * tile.analysis(n - step)
+            if step > 1:
+                counts.products += s.batch * tile.synthesis(n - step + 1, n - step)
+    return counts
+
+
+def backward(stem: Stem, plan: list[int], element: int) -> Counts:
+    """Its gradients in x and the dictionary without momentum, of a code without zeros: see fista_backward.cu."""
+    n = stem.n_iter
+    s = Solve(stem, plan, element, max(n, 2 * (n - 1) - 1))
+    counts = Counts(dictionary=plan[2] * 2 * s.gradient * element)
+    counts.stored = s.batch * s.channels * s.size[0] * s.size[1] * element + plan[2] * s.gradient * 4
+    for tile in s.tiles():
+        counts.x += s.batch * tile.pixels() * element
+        counts.z += s.batch * tile.positions(n) * stem.atoms * element
+        products = 0
+        # How far around the tile each z_k is computed; the last residual is needed for the tile alone.
+        extent = [max(2 * (n - 1) - k, 1) if k < n else 0 for k in range(n + 1)]
+        for step in range(1, n + 1):
+            products += tile.synthesis(extent[step - 1], extent[step]) if step > 1 else 0
+            products += tile.analysis(extent[step]) if step < n else 0
+            # Then backwards: A G_k, its correlation with z_(k-1), A' of it, and that of the residual with G_k.
+            products += tile.synthesis(step, step - 1) + tile.correlation()
+            products += tile.correlation() + tile.analysis(step - 1) if step > 1 else 0
+        counts.products += s.batch * products
+    counts.grad = counts.z
     return counts
 
 
@@ -137,7 +219,7 @@ def predictions() -> Iterator[Row]:
                 for shape in (stem.x, (stem.x[0], stem.atoms, *size), (stem.atoms, stem.x[1], *(stem.kernel,) * 2))
             )
             pad, stride = stem.padding, stem.stride
-            solve = Solve(x, z, dictionary, (stride, stride), (pad, pad, pad, pad))
+            solve = Tensors(x, z, dictionary, (stride, stride), (pad, pad, pad, pad))
             for gpu, facts in GPUS.items():
                 plan = plan_of(stem, False, kind.itemsize, ARCHITECTURES[facts.architecture])
                 if plan:

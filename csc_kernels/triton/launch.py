@@ -57,9 +57,14 @@ def tensor(name: str, value: Tensor | None) -> dict[str, Any]:
     return {name: value.detach(), f"{name}_strides": tuple(value.stride())}
 
 
+def on_host(value: Tensor) -> bool:
+    """Whether its number can be read without waiting for a GPU."""
+    return value.device.type == "cpu"
+
+
 def parameter(name: str, value: Tensor) -> dict[str, Any]:
     """lmbda or mu: a number where it is one on the CPU; strides are None where it is broadcast."""
-    if value.dim() == 0 and value.device.type == "cpu":
+    if value.dim() == 0 and on_host(value):
         return {name: value.item(), f"{name}_strides": None}
     value = value.detach().reshape((1,) * (4 - value.dim()) + tuple(value.shape))
     strides = tuple(None if size == 1 else stride for size, stride in zip(value.shape, value.stride()))
@@ -68,7 +73,7 @@ def parameter(name: str, value: Tensor) -> dict[str, Any]:
 
 def number(value: Tensor) -> float | Tensor:
     """The step size: its value where that costs nothing, on the CPU, and else the tensor."""
-    return value.item() if value.device.type == "cpu" else value.detach()
+    return value.item() if on_host(value) else value.detach()
 
 
 def precision(dtype: torch.dtype) -> str:

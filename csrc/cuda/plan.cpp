@@ -25,6 +25,8 @@ std::vector<int64_t> plan(std::vector<int64_t> shape, int64_t n_iter, bool from_
   const Shape s{batch,         channels,     height,        width,        atoms, code_height, code_width,
                 kernel_height, kernel_width, stride_height, stride_width, top,   left};
   if (n_iter > kMostIterations || batch == 0) return {};
+  // No block has room for such a dictionary, and no int for its size.
+  if (shape[7] > shared_limit / (shape[1] * shape[8])) return {};
   const int steps = static_cast<int>(n_iter), bytes = static_cast<int>(element);
   const StemPlan best = plan_stem(s, static_cast<int>(shared_limit), static_cast<int>(processors), [&](int r, int c) {
     return backward ? backward_layout(s, r, c, steps, from_code, bytes)

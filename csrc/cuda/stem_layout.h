@@ -21,6 +21,12 @@ constexpr int kTilePitch = 20;  // Of a 16 x 16 tile of sums.
 
 constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+// Bytes of a buffer, to the next multiple of 128. What is more than any block has counts as 1 MiB, so that no sum of
+// buffers overflows.
+constexpr int buffer_bytes(int64_t bytes) {
+  return static_cast<int>(std::min<int64_t>((bytes + 127) / 128 * 128, int64_t{1} << 20));
+}
+
 struct StemLayout {
   int atoms16, atom_pitch;        // Atoms padded for the products; 8 more keep banks apart.
   int taps, taps16, tap_pitch;    // M kH kW
@@ -48,7 +54,7 @@ struct StemLayout {
         pitch(round_up(columns, 16)),
         image_rows((rows - 1) * s.stride_height + s.kernel_height),
         image_pitch(round_up((columns - 1) * s.stride_width + s.kernel_width + 7, 8)),
-        image_size(s.channels * image_rows * image_pitch),
+        image_size(static_cast<int>(std::min<int64_t>(int64_t{1} * s.channels * image_rows * image_pitch, 1 << 20))),
         code_bytes(0),
         image_bytes(0),
         sums_bytes(0),
@@ -61,23 +67,23 @@ struct StemLayout {
         images(0),
         codes(0),
         bytes(0) {
-    code_bytes = round_up(rows * pitch * atom_pitch * element, 128);
-    image_bytes = round_up(image_size * element, 128);
-    sums_bytes = sums_kept ? round_up(atoms16 * taps16 * 4, 128) : 0;
-    const int unfolded = 16 * tap_pitch * element + 16 * kTilePitch * 4;
-    const int lines = row_taps16 * (pitch + 4) * 4;
-    scratch_bytes = round_up(std::max(unfolded, lines), 128);
+    code_bytes = buffer_bytes(int64_t{1} * rows * pitch * atom_pitch * element);
+    image_bytes = buffer_bytes(int64_t{1} * image_size * element);
+    sums_bytes = sums_kept ? buffer_bytes(int64_t{4} * atoms16 * taps16) : 0;
+    const int64_t unfolded = int64_t{16} * tap_pitch * element + 16 * kTilePitch * 4;
+    const int64_t lines = int64_t{4} * row_taps16 * (pitch + 4);
+    scratch_bytes = buffer_bytes(std::max(unfolded, lines));
     const auto take = [this](int count) {
       const int at = bytes;
       bytes += count;
       return at;
     };
-    analysis_atoms = take(round_up(atoms16 * tap_pitch * element, 128));
-    synthesis_atoms = take(round_up(s.kernel_height * row_taps16 * atom_pitch * element, 128));
-    tap_offsets = take(round_up(taps16 * 4, 128));
+    analysis_atoms = take(buffer_bytes(int64_t{1} * atoms16 * tap_pitch * element));
+    synthesis_atoms = take(buffer_bytes(int64_t{1} * s.kernel_height * row_taps16 * atom_pitch * element));
+    tap_offsets = take(buffer_bytes(int64_t{4} * taps16));
     scratch = take(kStemWarps * scratch_bytes);
     sums = take(sums_bytes);
-    images = take(images_kept * image_bytes + totals_kept * round_up(image_size * 4, 128));
+    images = take(images_kept * image_bytes + totals_kept * buffer_bytes(int64_t{4} * image_size));
     codes = take(codes_kept * code_bytes);
   }
 };
