@@ -43,16 +43,10 @@ pretrained-%:
 	echo "sdnet train cifar10_small --model.name $* --data.root CIFAR10" \
 		> python/sdnet/pretrained_models/cifar10_$*_w16/command.txt
 
-# Two processes at once. Triton's interpreter has to be chosen before triton is imported, and serves a whole process.
-GPU_TESTS = tests/test_triton*.py tests/test_cuda*.py tests/test_emulation.py
+# On all cores; on a GPU, where tests would wait for each other, in one process.
+JOBS ?= $(if $(filter cuda,$(DEVICE)),1,auto)
 test: install
-	$(MAKE) -j2 -Oline test-gpu test-others
-
-test-gpu:
-	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest $(GPU_TESTS)
-
-test-others:
-	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest tests csc_kernels --doctest-modules $(GPU_TESTS:%=--ignore-glob="*/%")
+	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest tests csc_kernels --doctest-modules -n $(JOBS) --dist worksteal
 
 # The GPU kernels without a GPU: executed, compiled for every architecture, and broken on purpose.
 prove: install

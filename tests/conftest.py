@@ -14,6 +14,9 @@ import csc_kernels as csc
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
+# Scripts: --doctest-modules would import them, and some set up their process when they are.
+collect_ignore_glob = ["[!t]*.py"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", metavar="DIR", type=Path, help="test every .npz of DIR too")

@@ -335,6 +335,7 @@ def test_a_long_solve_in_parts_is_the_same_solve(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.skipif("native" not in BACKENDS, reason="the native backend is not there")
 def test_an_interrupt_lands_between_the_parts_of_a_long_solve(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, done, split = random_problem(dtype=torch.float32, batch=5, padding=1), [], native.stem.parts
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A script's background ignores it.
 
     def interrupted(*arguments: Any) -> Iterator[slice | None]:
         for i, part in enumerate(split(*arguments)):
@@ -345,6 +346,9 @@ def test_an_interrupt_lands_between_the_parts_of_a_long_solve(monkeypatch: pytes
 
     monkeypatch.setattr(native.stem, "INTERRUPTIBLE", 1.0)
     monkeypatch.setattr(native.stem, "parts", interrupted)
-    with csc.use_backend("native"), pytest.raises(KeyboardInterrupt):
-        problem.solve()
+    try:
+        with csc.use_backend("native"), pytest.raises(KeyboardInterrupt):
+            problem.solve()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done == [0, 1]
