@@ -13,7 +13,7 @@ endif
 # "cuda" runs the tests and the benchmarks on a GPU.
 DEVICE ?= cpu
 
-.PHONY: install demo train pretrained test test-gpu test-others prove prove-triton prove-cuda bench profile wheel-check
+.PHONY: install demo train pretrained test prove prove-triton prove-cuda bench profile wheel-check
 
 install: $(VENV)/installed
 
