@@ -73,7 +73,7 @@ def test_of_a_solve_formula_and_count_agree(device, case: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if c != "strided"])  # The backward of a kernel of 7 keeps too much.
+@pytest.mark.parametrize("case", [c for c in CASES if c != "strided"])  # Whose backward keeps too much.
 def test_of_a_backward_formula_and_count_agree(device, case: str, dtype: torch.dtype) -> None:  # noqa: F811
     stem, cut = CASES[case]
     device.device_numbers, device.tf32 = False, True
