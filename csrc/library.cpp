@@ -40,8 +40,9 @@ STABLE_TORCH_LIBRARY(csc_native, m) {
   m.def("compiler() -> str");
 }
 
-// The CUDA kernels, which the backend "cuda" calls. plan, product_bytes and built need no GPU; the others exist where they were
-// compiled. Numbers (lmbda, mu, scale, step_size) are float32 scalars in host memory, or tensors on the device.
+// The CUDA kernels, which the backend "cuda" calls. plan, product_bytes and built need no GPU; the others exist where
+// they were compiled. Numbers (lmbda, mu, scale, step_size) are float32 scalars in host memory, or tensors on the
+// device.
 STABLE_TORCH_LIBRARY(csc_cuda, m) {
   m.def(
       "synthesis(Tensor z, Tensor dictionary, int[] stride, int[] pads, float scale, Tensor? x, Tensor? mask, "

@@ -26,7 +26,7 @@ RESIDUAL = [
 STEP = [
     *TILES,
     ("test_numbers_may_lie_on_the_device", {"channels": 3}),
-    *cases("test_the_gradients_of_a_step", "case", "signed", "full", "per_atom", "per_sample"),
+    *cases("test_the_gradients_of_a_step", "case", "sdnet", "signed", "full", "per_atom", "per_sample"),
     ("test_what_is_not_finite_reaches_what_it_reaches_in_pytorch", {"channels": 3, "value": float("nan")}),
     *cases("test_the_gradients_of_a_solve", "case", "three_steps"),
 ]

@@ -29,4 +29,4 @@ def test_any_solve_and_its_gradients_obey_the_rule(device, whole: bool, dtype: t
         if dtype is torch.float32 and problem.margin() > 1e-5:
             assert_gradients(problem)
 
-    each(150 if whole else 6, check, options=solves(), **DEVICES)
+    each(60 if whole else 6, check, options=solves(), **DEVICES)
