@@ -13,7 +13,7 @@ for package in ("huggingface_hub", "matplotlib", "sklearn", "timm", "torchvision
 
 import sdnet  # noqa: E402
 from sdnet.errors import DataError, UserError  # noqa: E402
-from sdnet.robust.corrupt import NOISES, OTHERS, SCAN, SEVERITIES, cifar10c, corrupt, noise_constant  # noqa: E402
+from sdnet.robust.corruptions import NOISES, OTHERS, SCAN, SEVERITIES, cifar10c, corrupt, noise_constant  # noqa: E402
 
 
 def grey(value: int = 128, count: int = 8) -> torch.Tensor:
