@@ -18,9 +18,10 @@ from sdnet.models import Classifier  # noqa: E402
 from sdnet.pretrained import load_model  # noqa: E402
 from sdnet.robust import calibrate, curves, sweep  # noqa: E402
 from sdnet.robust.adaptive import METHODS, AdaptiveClassifier, noise_deviation, residual  # noqa: E402
+from sdnet.robust.document import document  # noqa: E402
 from sdnet.robust.pictures import Labelled, arrays, spread, spread_numbers  # noqa: E402
 from sdnet.robust.stem import AtLmbda, AverageOver, stem_layers, stem_lmbda  # noqa: E402
-from sdnet.robust.table import Table, read  # noqa: E402
+from sdnet.robust.table import Table, latest, read  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 import csc_kernels as csc  # noqa: E402
@@ -372,3 +373,42 @@ def test_bad_input_to_robust_ends_with_a_message(options: list[str], message: st
     given = [places.get(option, option) for option in options]
     result = command("robust", "--out", tmp_path / "out", "--data", "digits", "--pictures", 4, *given)
     assert result.exit_code == 1 and message in result.output.replace("\n", "") and "Traceback" not in result.output
+
+
+# The page of results.
+
+
+def test_a_pages_places_are_filled_from_the_files_alone(tmp_path: Path) -> None:
+    rows = rows_of({0.1: 0.4, 0.2: 0.6}, 0.55, 0.3)
+    columns = (*sweep.KEYS, *sweep.VALUES)
+    table = Table(tmp_path / "sweep.csv", sweep.KEYS, sweep.VALUES)
+    for row in rows:
+        table.add({name: row.get(name, "") for name in columns})
+    page = tmp_path / "page.md"
+    places = "".join(f"<!-- {part} m -->\nold\n<!-- end -->\nb\n" for part in ("claims", "noise", "cost"))
+    page.write_text(f"a\n{places}")
+    document(tmp_path, page)
+    first = page.read_text()
+    assert "old" not in first and "75% of the oracle's gain" in first and "Nothing yet" in first
+    assert first.startswith("a\n") and "\nb\n" in first and (tmp_path / "page" / "m.png").exists()
+    document(tmp_path, page)
+    assert page.read_text() == first
+
+
+def test_a_page_that_asks_for_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("<!-- speed m -->\n<!-- end -->\n")
+    with pytest.raises(UserError, match="asks for 'speed'; there is noise"):
+        document(tmp_path, tmp_path / "page.md")
+    with pytest.raises(UserError, match="cannot read"):
+        document(tmp_path, tmp_path / "none.md")
+
+
+def test_only_the_last_weights_rows_are_shown() -> None:
+    rows = [{"model": name, "weights": w, "pictures": "5"} for name, w in (("a", "1"), ("b", "1"), ("a", "2"))]
+    assert latest(rows) == rows[1:]
+
+
+def test_seeds_of_the_noise_are_averaged() -> None:
+    rows = rows_of({0.1: 0.4, 0.2: 0.6}, 0.5, 0.3) + rows_of({0.1: 0.2, 0.2: 0.8}, 0.7, 0.1)
+    (curve, other) = curves.curves(rows)
+    assert (curve.fixed[0.1], curve.fixed[0.2], curve.automatic, other.alone) == pytest.approx((0.3, 0.7, 0.6, 0.2))

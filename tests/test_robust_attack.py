@@ -54,7 +54,7 @@ def model() -> Classifier:
     made = Classifier("sdnet18", std=[0.5] * 3, options={"width": 4}, classes=tuple("0123456789"))
     training = spread(arrays("digits", None).train, 600)
     optimizer = torch.optim.Adam(made.parameters(), 3e-3)
-    for step in range(36):
+    for step in range(60):
         part = slice(step * 50 % 600, step * 50 % 600 + 50)
         loss = nn.functional.cross_entropy(made(training.pictures[part] / 255), training.labels[part])
         optimizer.zero_grad()
@@ -66,7 +66,7 @@ def model() -> Classifier:
 @pytest.fixture(scope="module")
 def automatic(model: Classifier) -> AdaptiveClassifier:
     made = AdaptiveClassifier(method="residual", **model.arguments).eval().requires_grad_(False)
-    made.load_state_dict({**made.state_dict(), **model.state_dict(), "line_residual": torch.tensor([2.0, 0.15])})
+    made.load_state_dict({**made.state_dict(), **model.state_dict(), "line_residual": torch.tensor([0.3, 0.15])})
     return made
 
 

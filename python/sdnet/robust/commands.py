@@ -13,11 +13,17 @@ from ..files import written_aside
 from ..models import Classifier
 from ..pretrained import load_model
 from .adaptive import AdaptiveClassifier, adapt
+from .cost import VALUES as COST
+from .cost import cost
 from .curves import AUTOMATIC, claims, curve_figure, markdown, save, table_rows
+from .detect import VALUES as SCORES
+from .detect import detect
 from .pictures import Labelled, arrays, check_classes, spread
 from .stem import stem_layers
-from .sweep import fingerprint, grid, lmbdas_of, sweep
-from .table import read
+from .sweep import grid, lmbdas_of, sweep
+from .table import latest, read
+
+STRENGTH = ("corruption", "severity", "constant")
 
 
 def test_pictures(models: Sequence[Classifier], data: str, root: Path | None, count: int) -> Labelled:
@@ -81,17 +87,25 @@ def run_sweep(
             rate = f", {float(row['images_per_second']):.0f} images/s" if new else ""
             progress.update(task, advance=1, description=f"{row['model']}, {row['corruption']}{rate}")
     console.print(f"{total} cells, {kept} of them from before; source: {row['source']}", highlight=False)
-    weights = {fingerprint(model) for model in models.values()}
-    rows = [
-        row
-        for row in read(out / "sweep.csv")
-        if row["weights"] in weights and row["pictures"] == str(len(pictures))
-    ]
+    rows = [row for row in latest(read(out / "sweep.csv")) if row["model"] in models]
     parts = []
     for name in dict.fromkeys(Path(name).name for name in names):
         save(curve_figure(rows, name), out / f"{name}.png")
         said = "\n".join(f"- {sentence}" for sentence in claims(rows, name))
-        parts.append(f"## {name}, {len(pictures)} pictures\n\n{markdown(table_rows(rows, name))}\n\n{said}\n")
+        found = list(detect(name, models[name], pictures, out / "detect.csv", strengths, seed, published))
+        shown = [{kind: row[kind] for kind in (*STRENGTH, *SCORES)} for row in found]
+        parts.append(
+            f"## {name}, {len(pictures)} pictures\n\n{markdown(table_rows(rows, name))}\n\n{said}\n\n"
+            f"Clean against noisy pictures, AUROC of three scores:\n\n{markdown(shown)}\n"
+        )
+        adapted = models.get(name + AUTOMATIC)
+        if isinstance(adapted, AdaptiveClassifier):
+            spent = cost(name, models[name], adapted, pictures, out / "cost.csv")
+            share, without, using = (float(spent[kind]) for kind in COST)
+            parts.append(
+                f"Automatic lmbda ({adapted.method}) takes {share:.1%} of inference time: {without:.0f} images/s "
+                f"without, {using:.0f} with.\n"
+            )
     with written_aside(out / "table.md") as aside:
         aside.write_text("\n".join(parts))
     console.print("\n".join(parts), highlight=False, markup=False)

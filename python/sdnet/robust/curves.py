@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +15,10 @@ from .table import Row
 
 matplotlib.use("Agg")
 Level = tuple[str, str, str]
+# How the rows of an automatic model are called, behind the name of the one it was made from.
+AUTOMATIC = " (automatic)"
+# Up to this a dip of a curve is taken for chance.
+DIP = 0.01
 
 
 @dataclass
@@ -23,7 +27,7 @@ class Curve:
 
     model: str
     level: Level
-    fixed: dict[float, float] = field(default_factory=dict)
+    fixed: dict[float, float]
     automatic: float | None = None
     alone: float | None = None
 
@@ -39,7 +43,7 @@ class Curve:
 
     @property
     def unimodal(self) -> bool:
-        """Rises to one peak and falls, but for dips smaller than a standard error of 1,000 pictures' half."""
+        """Rises to one peak and falls, but for dips of a point, which may be chance."""
         values = [self.fixed[lmbda] for lmbda in sorted(self.fixed)]
         peak = values.index(max(values))
         rising = all(b >= a - DIP for a, b in zip(values[:peak], values[1 : peak + 1]))
@@ -47,31 +51,26 @@ class Curve:
         return rising and falling
 
 
-# Below this a dip of a curve is taken for chance.
-DIP = 0.01
-
-
 def level_of(row: Row) -> Level:
     return row["corruption"], row["severity"], row["constant"]
 
 
 def curves(rows: Sequence[Row]) -> list[Curve]:
-    """Rows gathered by model and level, in their order; automatic rows belong to the model they were made from."""
-    found: dict[tuple[str, Level], Curve] = {}
+    """Rows gathered by model and level, in their order, means over seeds of the noise.
+
+    Automatic rows belong to the model that they were made from.
+    """
+    seen: dict[tuple[str, Level], dict[str, list[float]]] = {}
     for row in rows:
-        name = row["model"].removesuffix(AUTOMATIC)
-        curve = found.setdefault((name, level_of(row)), Curve(name, level_of(row)))
-        accuracy = float(row["accuracy"])
-        if row["lmbda"] == "none":
-            curve.alone = accuracy
-        elif row["lmbda"].startswith("automatic"):
-            curve.automatic = accuracy
-        else:
-            curve.fixed[float(row["lmbda"])] = accuracy
-    return list(found.values())
-
-
-AUTOMATIC = " (automatic)"
+        key = row["model"].removesuffix(AUTOMATIC), level_of(row)
+        kind = "automatic" if row["lmbda"].startswith("automatic") else row["lmbda"]
+        seen.setdefault(key, {}).setdefault(kind, []).append(float(row["accuracy"]))
+    made = []
+    for (name, level), accuracies in seen.items():
+        means = {kind: sum(values) / len(values) for kind, values in accuracies.items()}
+        automatic, alone = means.pop("automatic", None), means.pop("none", None)
+        made.append(Curve(name, level, {float(lmbda): mean for lmbda, mean in means.items()}, automatic, alone))
+    return made
 
 
 def curve_figure(rows: Sequence[Row], model: str) -> Figure:

@@ -16,7 +16,7 @@ from .curves import table_rows as noise_rows
 from .evaluation import interval
 from .evaluation import table_rows as attack_rows
 from .sweep import correct
-from .table import fingerprint, read
+from .table import fingerprint, latest, read
 
 SHOWN = 8
 
@@ -60,7 +60,7 @@ def _certified(model, labelled) -> str:
 
 
 def _noise(results: Path, title: str, weights: str) -> list[str]:
-    rows = read(results / "sweep.csv")
+    rows = latest(read(results / "sweep.csv"))
     if not any(row["model"] == title and row["weights"] == weights for row in rows):
         return []
     said = "".join(f"<li>{sentence}</li>" for sentence in claims(rows, title))
@@ -69,8 +69,8 @@ def _noise(results: Path, title: str, weights: str) -> list[str]:
 
 
 def _attacks(results: Path, title: str) -> list[str]:
-    rows = [row for row in read(results / "attack.csv") if row["model"] == title]
-    checks = [row for row in read(results / "checks.csv") if row["model"] == title and row["seen"]]
+    rows = [row for row in latest(read(results / "attack.csv")) if row["model"] == title]
+    checks = [row for row in latest(read(results / "checks.csv")) if row["model"] == title and row["seen"]]
     parts = []
     if rows:
         parts.append(section("Attacks: accuracy in %", table(attack_rows(rows))))

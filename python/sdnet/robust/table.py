@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -61,6 +61,16 @@ def read(path: Path) -> list[Row]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def latest(rows: Sequence[Row]) -> list[Row]:
+    """The rows of each model and defence that have the weights and the number of pictures of its last row."""
+
+    def kind(row: Row) -> tuple[str, str]:
+        return row["model"], row.get("defence", "")
+
+    last = {kind(row): (row["weights"], row.get("pictures")) for row in rows}
+    return [row for row in rows if (row["weights"], row.get("pictures")) == last[kind(row)]]
 
 
 def text(value: object) -> str:
