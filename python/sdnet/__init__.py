@@ -5,5 +5,6 @@ from .models import Classifier
 from .pretrained import load_pretrained, pretrained
 from .reading import invert
 from .replace import replace_convs
+from .robust import adapt, corrupt
 
-__all__ = ["Classifier", "invert", "load_pretrained", "models", "pretrained", "replace_convs"]
+__all__ = ["Classifier", "adapt", "corrupt", "invert", "load_pretrained", "models", "pretrained", "replace_convs"]

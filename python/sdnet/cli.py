@@ -27,6 +27,8 @@ try:
 except ModuleNotFoundError as error:
     raise missing(error) from None
 
+from .robust.options import register  # noqa: E402
+
 app = typer.Typer(help="SDNet: image classifiers with sparse coding layers.", no_args_is_help=True)
 
 
@@ -142,6 +144,9 @@ def interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted: no half-written file is left", err=True)
         raise typer.Exit(130) from None
+
+
+register(app, interruptible)
 
 
 def main() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import Path
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from .errors import UserError
 from .models import Classifier
+from .robust.adaptive import AdaptiveClassifier
 
 
 def pretrained() -> dict[str, Path]:
@@ -32,7 +35,11 @@ def load_pretrained(name: str) -> Classifier:
     known = pretrained()
     if name not in known:
         raise ValueError(f"no pretrained model {name!r}; there is {', '.join(known) or 'none'}")
-    return Classifier.from_pretrained(known[name]).eval()
+    model = Classifier.from_pretrained(known[name]).eval()
+    calibration = known[name] / "calibration.safetensors"
+    if calibration.exists():
+        model.calibration = load_file(calibration)
+    return model
 
 
 def load_model(model: str) -> Classifier:
@@ -46,10 +53,16 @@ def load_model(model: str) -> Classifier:
     for folder in (Path(model), Path(model) / "model"):
         if (folder / "model.safetensors").exists():
             try:
-                return Classifier.from_pretrained(folder).eval()
+                kind = AdaptiveClassifier if _is_adaptive(folder) else Classifier
+                return kind.from_pretrained(folder).eval()
             except (SafetensorError, RuntimeError, TypeError, ValueError, OSError) as error:
                 raise UserError(f"{folder} holds no model that fits its config.json: {error}") from None
     raise UserError(
         f"no model {model!r}: neither the folder of a run that ended an epoch nor one of "
         f"{', '.join(pretrained()) or 'none that ship'}"
     )
+
+
+def _is_adaptive(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.exists() and "method" in json.loads(config.read_text())

@@ -33,6 +33,11 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
     (2, 10)
     """
 
+    mean: Tensor
+    std: Tensor
+    # Lines from a picture's noise to its lmbda, where they were found, see sdnet.adapt.
+    calibration: dict[str, Tensor] | None = None
+
     def __init__(
         self,
         name: str,
@@ -48,6 +53,11 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         if classes and len(classes) != num_classes:
             raise ValueError(f"{len(classes)} names of classes for {num_classes} classes")
         self.classes = tuple(classes)
+        # What builds another of this kind, see sdnet.adapt.
+        self.arguments: dict[str, Any] = {
+            "name": name, "num_classes": num_classes, "mean": list(mean), "std": list(std),
+            "options": dict(options or {}), "classes": list(classes),
+        }  # fmt: skip
         self.network = build(name, num_classes=num_classes, **(options or {}))
         for kind, values in (("mean", mean), ("std", std)):
             self.register_buffer(kind, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))

@@ -7,6 +7,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -24,7 +25,6 @@ STYLE = (
 )
 
 
-@torch.no_grad()
 def write_report(path: Path, model: nn.Module, pictures: Tensor, title: str) -> None:
     """Dictionary, sparsity, numbers per layer and inversions of a model, on pictures (N, C, H, W) in [0, 1].
 
@@ -34,6 +34,12 @@ def write_report(path: Path, model: nn.Module, pictures: Tensor, title: str) -> 
     """
     if not csc_layers(model):
         raise ValueError(f"{title} has no sparse coding layer to show")
+    write_sections(path, title, layer_sections(model, pictures))
+
+
+@torch.no_grad()
+def layer_sections(model: nn.Module, pictures: Tensor) -> list[str]:
+    """What `write_report` shows of the sparse coding layers."""
     parts = [
         section("Dictionary and most active atoms", picture(dictionary_figure(model, pictures))),
         section("Sparsity", picture(sparsity_figure(model, pictures))),
@@ -42,6 +48,11 @@ def write_report(path: Path, model: nn.Module, pictures: Tensor, title: str) -> 
     layers = invertible_layers(model)
     if layers:
         parts.append(section("What the codes describe", picture(inversion_figure(model, pictures, layers))))
+    return parts
+
+
+def write_sections(path: Path, title: str, parts: Sequence[str]) -> None:
+    """A page of sections, whole or not at all."""
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>{''.join(parts)}</body></html>"
@@ -61,7 +72,7 @@ def picture(figure: Figure) -> str:
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-def table(rows: Sequence[Mapping[str, float | str]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     def cell(value: float | str) -> str:
         return f"<td>{html.escape(value) if isinstance(value, str) else f'{value:.4g}'}</td>"
 

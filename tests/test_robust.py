@@ -1,0 +1,414 @@
+"""Inference at other lmbda: the stem, sweeps that go on, automatic lmbda, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+for package in ("huggingface_hub", "matplotlib", "sklearn", "timm", "torchvision", "typer"):
+    pytest.importorskip(package)
+
+import sdnet  # noqa: E402
+from sdnet import cli  # noqa: E402
+from sdnet.errors import UserError  # noqa: E402
+from sdnet.models import Classifier  # noqa: E402
+from sdnet.pretrained import load_model  # noqa: E402
+from sdnet.robust import calibrate, curves, sweep  # noqa: E402
+from sdnet.robust.adaptive import METHODS, AdaptiveClassifier, noise_deviation, residual  # noqa: E402
+from sdnet.robust.document import document  # noqa: E402
+from sdnet.robust.pictures import Labelled, arrays, spread, spread_numbers  # noqa: E402
+from sdnet.robust.stem import AtLmbda, AverageOver, stem_layers, stem_lmbda  # noqa: E402
+from sdnet.robust.table import Table, latest, read  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+import csc_kernels as csc  # noqa: E402
+
+DIGITS = tuple("0123456789")
+
+
+def tiny(name: str = "sdnet18", **options) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(name, std=[0.3] * 3, options={"width": 2, **options}, classes=DIGITS).eval()
+
+
+@pytest.fixture(scope="module")
+def digits() -> Labelled:
+    return spread(arrays("digits", None).test, 20)
+
+
+@pytest.fixture(scope="module")
+def adapted(digits: Labelled) -> AdaptiveClassifier:
+    return sdnet.adapt(tiny(), "noise", digits.pictures, digits.labels)
+
+
+# The stem.
+
+
+def test_a_stems_lmbda_changes_its_code_and_comes_back(digits: Labelled) -> None:
+    model, x = tiny(), digits.pictures / 255
+    layer = model.network.layer0[0].dn
+    plain = model(x)
+    with stem_lmbda(model, 2.0):
+        raised = model(x)
+        layer_code = layer(x)
+    expected = csc.fista(x, layer.dictionary(), 2.0, layer.step_size, layer.n_iter, padding=1)
+    torch.testing.assert_close(layer_code, expected)
+    assert not torch.allclose(plain, raised) and torch.equal(model(x), plain)
+
+
+def test_a_stems_lmbda_comes_back_after_an_error() -> None:
+    model = tiny()
+    with pytest.raises(RuntimeError), stem_lmbda(model, 1.0):
+        raise RuntimeError
+    assert model.network.layer0[0].dn.lmbda == 0.1
+
+
+def test_only_the_stem_changes_in_a_network_of_codes() -> None:
+    model = tiny("sdnet18_all")
+    with stem_lmbda(model, 0.7):
+        lmbdas = [layer.lmbda for layer in model.modules() if isinstance(layer, csc.CSCConv2d)]
+    assert lmbdas == [0.7] + [0.1] * 16
+
+
+def test_each_picture_can_have_its_lmbda(digits: Labelled) -> None:
+    model, x = tiny(), digits.pictures[:2] / 255
+    with stem_lmbda(model, torch.tensor([0.2, 0.9]).view(2, 1, 1, 1)):
+        both = model(x)
+    for i, lmbda in enumerate((0.2, 0.9)):
+        torch.testing.assert_close(both[i : i + 1], AtLmbda(model, lmbda)(x[i : i + 1]))
+
+
+def test_the_average_over_lmbda_is_of_log_probabilities(digits: Labelled) -> None:
+    model, x = tiny(), digits.pictures[:3] / 255
+    parts = [AtLmbda(model, lmbda)(x).log_softmax(-1) for lmbda in (0.1, 0.5)]
+    torch.testing.assert_close(AverageOver(model, (0.1, 0.5))(x), sum(parts) / 2)
+
+
+def test_a_resnet_has_no_lmbda() -> None:
+    for call in (stem_layers, sdnet.adapt, lambda model: AtLmbda(model, 0.1)):
+        with pytest.raises(ValueError, match="lmbda has no meaning in this model: ResNet"):
+            call(tiny("resnet18"))
+
+
+@pytest.mark.parametrize("lmbda", [-0.1, float("nan"), float("inf")])
+def test_a_negative_lmbda_is_refused(lmbda: float) -> None:
+    with pytest.raises(ValueError, match="lmbda must be at least 0"), stem_lmbda(tiny(), lmbda):
+        pass
+
+
+# Tables and sweeps.
+
+
+def test_a_table_goes_on_and_holds_whole_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "t.csv"
+    table = Table(path, ("name", "lmbda"), ("value",))
+    table.add({"name": "a", "lmbda": None, "value": 0.5})
+    again = Table(path, ("name", "lmbda"), ("value",))
+    assert (
+        again.find({"name": "a", "lmbda": None})["value"] == "0.5" and again.find({"name": "b", "lmbda": 1}) is None
+    )
+    assert path.read_text().splitlines() == ["name,lmbda,value", "a,,0.5"]
+    assert [file.name for file in path.parent.iterdir()] == ["t.csv"]
+
+
+def test_a_file_of_another_command_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="has the columns a, b, not x, y"):
+        Table(tmp_path / "t.csv", ("x",), ("y",))
+
+
+def run(models: dict, digits: Labelled, out: Path, **options) -> list[tuple[dict, bool]]:
+    strengths = sweep.grid(["shot_noise"], [5], scan=False)
+    return list(sweep.sweep(models, digits, out, strengths, (0.1, 1.0), **options))
+
+
+def test_a_sweep_counts_right_answers(digits: Labelled, tmp_path: Path) -> None:
+    model = tiny()
+    rows = run({"m": model, "r": tiny("resnet18")}, digits, tmp_path / "s.csv")
+    assert [(row["corruption"], row["lmbda"]) for row, _ in rows] == [
+        (noise, lmbda) for noise in ("clean", "shot_noise") for lmbda in ("0.1", "1", "none")
+    ]
+    noisy = sdnet.corrupt(digits.pictures, "shot_noise", 5)
+    with torch.no_grad():
+        right = (AtLmbda(model, 1.0)(noisy / 255).argmax(1) == digits.labels).sum()
+    assert int(rows[4][0]["correct"]) == right and rows[4][0]["constant"] == "50"
+
+
+def test_a_stopped_sweep_goes_on_without_computing_again(
+    digits: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, model = tmp_path / "s.csv", {"m": tiny()}
+    stopped = sweep.sweep(model, digits, out, sweep.grid(["shot_noise"], [5], False), (0.1, 1.0))
+    done = [next(stopped)[0] for _ in range(3)]
+    stopped.close()
+    assert read(out) == done
+    calls = []
+    monkeypatch.setattr(sweep, "correct", lambda *given: calls.append(given) or torch.ones(20, dtype=torch.bool))
+    assert [new for _, new in run(model, digits, out)] == [False, False, False, True] and len(calls) == 1
+    assert read(out)[:3] == done
+
+
+def test_other_weights_are_computed_anew(digits: Labelled, tmp_path: Path) -> None:
+    model = tiny()
+    run({"m": model}, digits, tmp_path / "s.csv")
+    model.network.linear.bias.data += 1
+    assert all(new for _, new in run({"m": model}, digits, tmp_path / "s.csv"))
+
+
+def test_the_grid_has_the_scans_levels_that_are_no_severities() -> None:
+    wanted = sweep.grid(["gaussian_noise"], [1, 2, 3, 4, 5], scan=True)
+    assert len(wanted) == 1 + 5 + 10 - 4 and len(set(wanted)) == len(wanted)
+    assert wanted[0] == sweep.CLEAN and wanted[-1].constant == 0.2
+
+
+def test_published_files_bring_their_labels_and_say_so(digits: Labelled, tmp_path: Path) -> None:
+    numpy.save(tmp_path / "shot_noise.npy", numpy.zeros((100, 16, 16, 3), dtype=numpy.uint8))
+    numpy.save(tmp_path / "labels.npy", numpy.arange(100) % 10)
+    rows = run({"m": tiny()}, digits, tmp_path / "s.csv", published=tmp_path)
+    assert [row["source"] for row, _ in rows] == ["clean"] * 2 + ["CIFAR-10-C files"] * 2
+    found = sweep.corrupted(digits, sweep.Strength("shot_noise", 1, 500), 0, tmp_path)
+    assert len(found) == 20 and found.labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] * 2
+
+
+def test_pictures_are_spread_over_a_sorted_split() -> None:
+    assert spread_numbers(10, 4).tolist() == [0, 2, 5, 7] and len(spread_numbers(3, 100)) == 3
+
+
+# What a sweep says.
+
+
+def rows_of(values: dict[float, float], automatic: float, alone: float, name: str = "shot_noise") -> list[dict]:
+    level = {"weights": "", "corruption": name, "severity": "5", "constant": "50"}
+    rows = [{**level, "model": "m", "lmbda": f"{lmbda:g}", "accuracy": str(a)} for lmbda, a in values.items()]
+    rows.append({**level, "model": "m" + curves.AUTOMATIC, "lmbda": "automatic, noise", "accuracy": str(automatic)})
+    return [*rows, {**level, "model": "r", "lmbda": "none", "accuracy": str(alone)}]
+
+
+def test_the_table_shows_the_oracles_gain_and_our_share() -> None:
+    (row,) = curves.table_rows(rows_of({0.1: 0.4, 0.2: 0.6, 0.3: 0.5}, 0.55, 0.3), "m")
+    assert row["oracle's lmbda"] == "0.2" and row["share of the oracle's gain"] == "75%" and row["r"] == "30.0"
+
+
+@pytest.mark.parametrize("values, one_peak", [((0.4, 0.6, 0.5), True), ((0.6, 0.4, 0.5), False)])
+def test_a_second_rise_is_no_single_peak(values: tuple[float, ...], one_peak: bool) -> None:
+    assert curves.curves(rows_of(dict(zip((0.1, 0.2, 0.3), values)), 0.5, 0.3))[0].unimodal == one_peak
+
+
+def test_claims_are_said_whichever_way_they_come_out() -> None:
+    said = "\n".join(curves.claims(rows_of({0.1: 0.6, 0.2: 0.4, 0.3: 0.5}, 0.5, 0.7), "m"))
+    assert "unimodal (dips below 1 point aside) at 0 of 1" in said and "-20.0 points" in said
+    assert "no lmbda beats the training lmbda: 1 of 1" in said
+
+
+# Automatic lmbda.
+
+
+def test_the_noise_estimate_follows_the_noise_and_not_the_picture() -> None:
+    picture = torch.linspace(0.2, 0.8, 32).expand(2, 3, 32, 32)
+    noisy = picture + 0.05 * torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert noise_deviation(picture).tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert noise_deviation(noisy).tolist() == pytest.approx([0.05] * 2, rel=0.1)
+    assert noise_deviation(noisy[..., :31, :29]).tolist() == pytest.approx([0.05] * 2, rel=0.1)
+
+
+def test_the_residual_is_that_of_the_probing_lmbda(digits: Labelled) -> None:
+    layer, x = tiny().network.layer0[0].dn, digits.pictures / 255
+    code = csc.fista(x, layer.dictionary(), 0.6, layer.step_size, layer.n_iter, padding=1)
+    expected = (x - layer.reconstruct(code)).square().mean((1, 2, 3))
+    torch.testing.assert_close(residual(layer, x, 0.6), expected)
+    assert layer.lmbda == 0.1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_pictures_logits_do_not_depend_on_the_others(
+    adapted: AdaptiveClassifier, digits: Labelled, method: str
+) -> None:
+    model = sdnet.adapt(adapted, method)
+    x = sdnet.corrupt(digits.pictures, "gaussian_noise", constant=0.1) / 255
+    scale = model.feature(x).mean().item()
+    setattr(model, f"line_{method}", torch.tensor([0.5 / scale, 0.1]))
+    assert model.lmbda_of(x).unique().numel() > 1
+    torch.testing.assert_close(model(x)[7:8], model(x[7:8]))
+
+
+def test_the_line_is_held_between_the_training_lmbda_and_the_largest(digits: Labelled) -> None:
+    model = AdaptiveClassifier(method="noise", **tiny().arguments)
+    x = digits.pictures / 255
+    for line, expected in (([1e9, 1e9], 1.4), ([-1e9, 0.0], 0.1)):
+        model.line_noise = torch.tensor(line)
+        torch.testing.assert_close(model.lmbda_of(x), torch.full((20,), expected))
+
+
+def test_gradients_reach_the_picture_through_the_residuals_lmbda(digits: Labelled) -> None:
+    model = AdaptiveClassifier(method="residual", **tiny().arguments).eval().double()
+    model.line_residual = torch.tensor([0.1, 0.15], dtype=torch.float64)
+    x = (0.2 + 0.6 * torch.rand(1, 3, 16, 16, dtype=torch.float64)).requires_grad_()
+    assert 0.1 < model.lmbda_of(x).item() < 1.4
+    (gradient,) = torch.autograd.grad(model.lmbda_of(x).sum(), x)
+    direction = torch.randn_like(x)
+    step = 1e-6 * direction
+    difference = (model.lmbda_of(x + step) - model.lmbda_of(x - step)) / 2e-6
+    torch.testing.assert_close((gradient * direction).sum(), difference.sum(), rtol=1e-4, atol=1e-7)
+    (whole,) = torch.autograd.grad(model(x).square().sum(), x)
+    (cut,) = torch.autograd.grad(model.at(x, model.lmbda_of(x).detach()).square().sum(), x)
+    assert not torch.allclose(whole, cut)
+
+
+def test_the_calibration_is_saved_with_the_weights(
+    adapted: AdaptiveClassifier, digits: Labelled, tmp_path: Path
+) -> None:
+    adapted.line_noise = torch.tensor([4.0, 0.2])
+    adapted.save_pretrained(tmp_path / "model")
+    loaded = load_model(str(tmp_path))
+    assert isinstance(loaded, AdaptiveClassifier) and loaded.method == "noise"
+    x = digits.pictures / 255
+    assert torch.equal(loaded(x), adapted(x))
+    other = AdaptiveClassifier(method="noise", **adapted.arguments).eval()
+    other.load_state_dict(adapted.state_dict())
+    assert torch.equal(other(x), adapted(x))
+
+
+def test_without_a_method_the_better_one_is_taken(adapted: AdaptiveClassifier) -> None:
+    for number, method in enumerate(METHODS):
+        adapted.best.fill_(number)
+        assert sdnet.adapt(adapted).method == method
+
+
+def observed(best: list[float]) -> calibrate.Observed:
+    """Pictures whose feature is the level's number, right at one lmbda alone."""
+    lmbdas = numpy.array([0.1, 0.5, 1.0])
+    right = numpy.repeat((numpy.array(best)[:, None, None] == lmbdas), 4, axis=1)
+    features = numpy.repeat(numpy.arange(len(best), dtype=float)[:, None], 4, axis=1)
+    return calibrate.Observed(lmbdas, right, {"noise": features, "residual": features})
+
+
+def test_the_published_line_goes_through_the_levels_best() -> None:
+    slope, intercept = calibrate.line_by_levels(observed([0.1, 0.5, 1.0]), "residual")
+    assert (slope, intercept) == pytest.approx(numpy.polyfit([0, 1, 2], [0.1, 0.5, 1.0], 1))
+
+
+def test_the_noises_line_keeps_clean_pictures_right() -> None:
+    seen = observed([0.1, 1.0, 1.0])
+    accuracy = seen.accuracy("noise", *calibrate.line_by_accuracy(seen, "noise"))
+    assert accuracy[0] == 1 and accuracy.mean() == 1
+    # All levels look alike: what would help the noisy ones costs the clean one, so nothing is done.
+    seen.features["noise"][:] = 1
+    assert seen.accuracy("noise", *calibrate.line_by_accuracy(seen, "noise"))[0] == 1
+
+
+def test_calibration_does_not_see_what_it_is_judged_on() -> None:
+    seen = observed([0.1, 0.5])
+    seen.right[:, 1::2] = False
+    assert seen.half(True).right.any() and not seen.half(False).right.any()
+
+
+def test_adapting_leaves_the_model_as_it_was(digits: Labelled) -> None:
+    model, x = tiny(), digits.pictures / 255
+    before = model(x)
+    sdnet.adapt(model, "residual", digits.pictures, digits.labels)
+    assert torch.equal(model(x), before) and model.calibration is None
+
+
+@pytest.mark.parametrize(
+    "call, kind, message",
+    [
+        (lambda m, x: sdnet.adapt(m), ValueError, "no calibration"),
+        (lambda m, x: sdnet.adapt(m, "best"), ValueError, "method must be one of"),
+        (lambda m, x: sdnet.adapt(m.network), TypeError, "Classifier, got ResNet"),
+        (lambda m, x: sdnet.adapt(m, "noise", x), ValueError, "labels must be given"),
+        (lambda m, x: sdnet.adapt(m, "noise", x[:2], torch.zeros(2)), ValueError, "at least 4"),
+        (lambda m, x: AdaptiveClassifier(method="noise", **m.arguments)(x + 1), ValueError, r"in \[0, 1\]"),
+    ],
+)
+def test_bad_input_to_adapt_is_refused(call, kind, message: str, digits: Labelled) -> None:
+    with pytest.raises(kind, match=message):
+        call(tiny(), digits.pictures / 255)
+
+
+# The commands.
+
+
+def command(*arguments: object):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_calibrate_and_robust_write_their_files(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path / "plain")
+    tiny("resnet18").save_pretrained(tmp_path / "resnet")
+    result = command(
+        "calibrate", tmp_path / "plain", "--out", tmp_path / "own", "--data", "digits", "--pictures", 8
+    )
+    assert result.exit_code == 0 and "the better one" in result.output, result.output
+    arguments = (
+        "robust", "--model", tmp_path / "own", "--against", tmp_path / "resnet", "--out", tmp_path / "out",
+        "--data", "digits", "--pictures", 10, "--corruption", "impulse_noise", "--severity", 5,
+        "--lmbda", 0.1, "--lmbda", 0.4,
+    )  # fmt: skip
+    for kept in (0, 8):
+        result = command(*arguments)
+        assert result.exit_code == 0 and f"8 cells, {kept} of them" in result.output, result.output
+    assert (tmp_path / "out" / "own.png").stat().st_size > 10_000
+    assert "oracle's lmbda" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--model", "RESNET"], "lmbda has no meaning in this model: ResNet"),
+        (["--model", "nowhere"], "no model 'nowhere'"),
+        (["--model", "SDNET", "--lmbda", "-1"], "lmbda must be at least 0"),
+        (["--model", "SDNET", "--corruption", "rain"], "no corruption 'rain'"),
+        (["--model", "SDNET", "--severity", "6"], "severity must be 1, 2, 3, 4 or 5, got 6"),
+        (["--model", "SDNET", "--data", "mnist"], "no data set 'mnist'"),
+        (["--model", "SDNET", "--cifar10c", "nowhere"], "no nowhere/gaussian_noise.npy"),
+    ],
+)
+def test_bad_input_to_robust_ends_with_a_message(options: list[str], message: str, tmp_path: Path) -> None:
+    places = {"SDNET": tmp_path / "sdnet", "RESNET": tmp_path / "resnet"}
+    tiny().save_pretrained(places["SDNET"])
+    tiny("resnet18").save_pretrained(places["RESNET"])
+    given = [places.get(option, option) for option in options]
+    result = command("robust", "--out", tmp_path / "out", "--data", "digits", "--pictures", 4, *given)
+    assert result.exit_code == 1 and message in result.output.replace("\n", "") and "Traceback" not in result.output
+
+
+# The page of results.
+
+
+def test_a_pages_places_are_filled_from_the_files_alone(tmp_path: Path) -> None:
+    rows = rows_of({0.1: 0.4, 0.2: 0.6}, 0.55, 0.3)
+    columns = (*sweep.KEYS, *sweep.VALUES)
+    table = Table(tmp_path / "sweep.csv", sweep.KEYS, sweep.VALUES)
+    for row in rows:
+        table.add({name: row.get(name, "") for name in columns})
+    page = tmp_path / "page.md"
+    places = "".join(f"<!-- {part} m -->\nold\n<!-- end -->\nb\n" for part in ("claims", "noise", "cost"))
+    page.write_text(f"a\n{places}")
+    document(tmp_path, page)
+    first = page.read_text()
+    assert "old" not in first and "75% of the oracle's gain" in first and "Nothing yet" in first
+    assert first.startswith("a\n") and "\nb\n" in first and (tmp_path / "page" / "m.png").exists()
+    document(tmp_path, page)
+    assert page.read_text() == first
+
+
+def test_a_page_that_asks_for_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("<!-- speed m -->\n<!-- end -->\n")
+    with pytest.raises(UserError, match="asks for 'speed'; there is noise"):
+        document(tmp_path, tmp_path / "page.md")
+    with pytest.raises(UserError, match="cannot read"):
+        document(tmp_path, tmp_path / "none.md")
+
+
+def test_only_the_last_weights_rows_are_shown() -> None:
+    rows = [{"model": name, "weights": w, "pictures": "5"} for name, w in (("a", "1"), ("b", "1"), ("a", "2"))]
+    assert latest(rows) == rows[1:]
+
+
+def test_seeds_of_the_noise_are_averaged() -> None:
+    rows = rows_of({0.1: 0.4, 0.2: 0.6}, 0.5, 0.3) + rows_of({0.1: 0.2, 0.2: 0.8}, 0.7, 0.1)
+    (curve, other) = curves.curves(rows)
+    assert (curve.fixed[0.1], curve.fixed[0.2], curve.automatic, other.alone) == pytest.approx((0.3, 0.7, 0.6, 0.2))
