@@ -48,21 +48,21 @@ GPU_TESTS = tests/test_triton*.py tests/test_cuda*.py tests/test_emulation.py
 test: install
 	$(MAKE) -j2 -Oline test-gpu test-others
 
-test-gpu:
+test-gpu: install
 	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest $(GPU_TESTS)
 
-test-others:
-	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest tests csc_kernels --doctest-modules $(GPU_TESTS:%=--ignore-glob="*/%")
+test-others: install
+	CSC_TEST_DEVICE=$(DEVICE) $(RUN) -m pytest tests csc_kernels --doctest-modules $(GPU_TESTS:tests/%=--ignore-glob="*/%")
 
 # The GPU kernels without a GPU: executed, compiled for every architecture, and broken on purpose.
 prove: install
 	$(MAKE) -j2 -Oline prove-triton prove-cuda
 
-prove-triton:
+prove-triton: install
 	$(RUN) -m pytest --whole tests/test_triton*.py
 	$(RUN) tests/mutate_triton.py
 
-prove-cuda:
+prove-cuda: install
 	$(RUN) -m pytest --whole tests/test_cuda*.py tests/test_emulation.py
 	$(RUN) tests/mutate_cuda.py
 
