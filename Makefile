@@ -52,11 +52,11 @@ test: install
 prove: install
 	$(MAKE) -j2 -Oline prove-triton prove-cuda
 
-prove-triton:
+prove-triton: install
 	$(RUN) -m pytest --whole tests/test_triton*.py
 	$(RUN) tests/mutate_triton.py
 
-prove-cuda:
+prove-cuda: install
 	$(RUN) -m pytest --whole tests/test_cuda*.py tests/test_emulation.py
 	$(RUN) tests/mutate_cuda.py
 
