@@ -22,7 +22,7 @@ from .sweep import LMBDAS
 from .table import Row, Table, fingerprint
 
 CHECK_KEYS = ("model", "weights", "defence", "threat", "check", "pictures")
-# The sanity checks go up to 100 steps for many settings; so many pictures are enough for them.
+# The checks go up to ten times the attack's steps; so many pictures are enough for them.
 CHECKED = 50
 # A row that says that all checks before it were made.
 LAST = "all made"
@@ -46,7 +46,7 @@ def run_attack(
     for model in (*models.values(), *own.values()):
         model.requires_grad_(False)
     pictures = test_pictures(list(models.values()), data, root, count)
-    defended = defences(models, own, raised, LMBDAS[::3])
+    defended = defences(models, own, raised, LMBDAS[::5])
     rows: list[Row] = []
     kept = 0
     with Progress(console=console, transient=True) as progress:
@@ -58,7 +58,7 @@ def run_attack(
                 f"{row['model']}, {row['defence']}, {row['norm']} {row['eps']}: {row['attack']} {row['through']}"
             )
             progress.update(task, advance=1, description=title)
-        seen = run_checks(defended, pictures, threats[0], out / "checks.csv", seed, progress)
+        seen = run_checks(defended, pictures, threats[0], out / "checks.csv", seed, effort, progress)
     text = "\n\n".join((markdown(table_rows(rows)), markdown(strength_checks(rows)), markdown(seen)))
     with written_aside(out / "attack.md") as aside:
         aside.write_text(text + "\n")
@@ -67,7 +67,13 @@ def run_attack(
 
 
 def run_checks(
-    defended: Sequence[Defence], pictures: Labelled, threat: Threat, out: Path, seed: int, progress: Progress
+    defended: Sequence[Defence],
+    pictures: Labelled,
+    threat: Threat,
+    out: Path,
+    seed: int,
+    effort: Effort,
+    progress: Progress,
 ) -> list[dict[str, str]]:
     """The sanity checks of every defence, by rows; those of the file are not run again."""
     table = Table(out, CHECK_KEYS, ("seen", "passed"))
@@ -80,7 +86,7 @@ def run_checks(
         }  # fmt: skip
         if table.find({**cell, "check": LAST}) is None:
             task = progress.add_task(f"checks of {defence.model}, {defence.name}", total=None)
-            for check in checks(defence.deployed, few, threat, seed):
+            for check in checks(defence.deployed, few, threat, seed, 10 * effort.steps):
                 table.add({**cell, "check": check.name, "seen": check.seen, "passed": check.passed})
             table.add({**cell, "check": LAST, "seen": "", "passed": True})
             progress.remove_task(task)

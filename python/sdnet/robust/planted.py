@@ -101,6 +101,8 @@ def planted_is_found(model: nn.Module, pictures: Tensor, threat: Threat, seed: i
         with torch.no_grad():
             found |= victim(moved).argmax(1) == 1
             chance |= victim(guess).argmax(1) == 1
+        if bool(found[valid].all()):
+            break
     count = int(valid.sum())
     hits, lucky = int((found & valid).sum()), int((chance & valid).sum())
     seen = f"{hits} of {count} by PGD, {lucky} by random search"
