@@ -126,6 +126,24 @@ def test_autoattacks_attacks_stay_within(model: Classifier, digits: Labelled, at
     check_moved(x, auto(model, x, y, LINF, attack, QUICK), LINF)
 
 
+def test_a_wrong_point_on_the_way_is_kept() -> None:
+    class Wrong(nn.Module):
+        """Wrong about the first picture in its second call alone."""
+
+        calls = 0
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            self.calls += 1
+            return torch.eye(2)[torch.tensor([self.calls == 2, False]).long()]
+
+    x = torch.rand(2, 3, 4, 4)
+    watched = attacks._Watched(Wrong().eval(), x, torch.zeros(2, dtype=torch.long))
+    for moved in (x, x + 1, x + 2):
+        watched(moved)
+    assert watched.lost.tolist() == [True, False]
+    assert watched.seen[0].equal(x[0] + 1) and watched.seen[1].equal(x[1])
+
+
 def test_attacks_depend_on_the_seed_and_leave_the_generator(model: Classifier, digits: Labelled) -> None:
     x, y = pair(digits)
     before = torch.random.get_rng_state()
@@ -335,6 +353,19 @@ def test_a_codes_constant_holds_and_is_not_idle() -> None:
         with torch.no_grad():
             seen = max(seen, ((layer(x) - layer(y)).norm() / (x - y).norm()).item())
     assert 0.02 * constant(layer) < seen <= constant(layer)
+
+
+def test_overlapping_windows_of_a_max_pool_count() -> None:
+    pool, x, y = nn.MaxPool2d(3, 2, 1), torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    y[0, 0, 3, 3] = 1.0
+    assert float((pool(x) - pool(y)).norm()) == constant(pool) == 2.0 and constant(nn.MaxPool2d(2)) == 1.0
+
+
+def test_a_code_with_momentum_has_no_constant() -> None:
+    layer = Classifier("sdnet18", options={"width": 4}).eval().network.layer0[0].dn
+    layer.n_iter = 3
+    with pytest.raises(ValueError, match="n_iter"):
+        constant(layer)
 
 
 def test_radii_are_margins_over_the_bound(model: Classifier, digits: Labelled) -> None:

@@ -7,6 +7,7 @@ pipeline, normalisation and lmbda included.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ class Dense(nn.Module):
             raise ValueError(
                 "the model is in training mode: its batch norms would follow the attack. Call model.eval() first"
             )
-        self.model = model
+        self.model = copy.deepcopy(model)
         self.eval()
         # In evaluation torchdeq returns fixed points detached, and an attack would see no gradient. The module
         # alone that solves is put into training mode, which differentiates implicitly.
@@ -103,7 +104,6 @@ def pgd(
     stepsize = 0.25 if threat.norm == "Linf" else 2.5 / steps
     attack = kind(rel_stepsize=stepsize, steps=steps, random_start=True)
     # foolbox warns of any module in training mode; Dense has seen to it.
-    target = foolbox.PyTorchModel(_Quiet(dense), bounds=(0, 1), device=pictures.device)
     adversarial = pictures.clone()
     left = torch.arange(len(pictures), device=pictures.device)
     with torch.random.fork_rng(devices=[]):
@@ -111,9 +111,11 @@ def pgd(
         for _ in range(restarts):
             if not len(left):
                 break
-            _, found, success = attack(target, pictures[left], labels[left], epsilons=threat.eps)
-            adversarial[left] = found
-            left = left[~success]
+            watched = _Watched(dense, pictures[left], labels[left])
+            target = foolbox.PyTorchModel(watched, bounds=(0, 1), device=pictures.device)
+            _, found, _ = attack(target, pictures[left], labels[left], epsilons=threat.eps)
+            adversarial[left] = torch.where(watched.lost.view(-1, 1, 1, 1), watched.seen, found)
+            left = left[~watched.lost]
     return adversarial
 
 
@@ -127,6 +129,22 @@ class _Quiet(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self._call[0](pictures)
+
+
+class _Watched(_Quiet):
+    """Keeps the first picture on an attack's way that is classified wrong: its last one need not be."""
+
+    def __init__(self, model: nn.Module, pictures: Tensor, labels: Tensor) -> None:
+        super().__init__(model)
+        self.labels, self.seen = labels, pictures.clone()
+        self.lost = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits = super().forward(pictures)
+        new = (logits.argmax(1) != self.labels) & ~self.lost
+        self.seen[new] = pictures.detach()[new]
+        self.lost |= new
+        return logits
 
 
 def auto(

@@ -6,9 +6,11 @@ the product over the layers, in evaluation mode, of
 
     convolution        ||W||, by the certified bound of `csc_kernels.lipschitz`
     sparse code        from c_1 = P(s A'x) and c_{k+1} = P(c_k + s A'(x - A c_k)): with prox P of constant 1 and
-                       I - s A'A of norm at most 1 (s <= 1 / ||A||^2), each step adds s ||A||: n s ||A||
+                       I - s A'A of norm at most 1 (s <= 1 / ||A||^2), each step adds s ||A||: n s ||A||. The
+                       Huber loss changes nothing; momentum, which begins with the third step, would
     batch norm         largest |gamma| / sqrt(var + eps)
     block              main branch plus shortcut
+    max pool           square root of how many windows see one number
     average pool       1 / sqrt(H W)
     linear             largest singular value
 """
@@ -62,14 +64,21 @@ def constant(module: nn.Module) -> float:
         # bound of ||W||^2; the synthesis that it is written for is the transpose, of the same norm.
         return math.sqrt(float(lipschitz(module.weight, stride=module.stride, method="bound")))
     if isinstance(module, CSCConv2d):
-        norm = math.sqrt(float(lipschitz(module.dictionary(), stride=module.stride, method="bound")))
+        if not module.square_noise or module.n_iter > 2 and module.momentum != "none":
+            raise ValueError(f"no Lipschitz constant is known of {module}")
+        # The dictionary of n_dict times the channels sees the input so many times.
+        squared = float(lipschitz(module.dictionary(), stride=module.stride, method="bound"))
+        norm = math.sqrt(squared * module.n_dict)
         return module.n_iter * float(module.step_size) * norm
     if isinstance(module, nn.BatchNorm2d):
         state = module.state_dict()
         deviation = (state["running_var"] + module.eps).sqrt()
         return float((state.get("weight", torch.ones_like(deviation)).abs() / deviation).max())
-    if isinstance(module, (nn.ReLU, nn.MaxPool2d, nn.Identity)):
+    if isinstance(module, (nn.ReLU, nn.Identity)):
         return 1.0
+    if isinstance(module, nn.MaxPool2d):
+        (rows, columns), (down, across) = _pair(module.kernel_size), _pair(module.stride)
+        return math.sqrt(math.ceil(rows / down) * math.ceil(columns / across))
     if hasattr(module, "conv1") and hasattr(module, "bn2"):
         parts = dict(module.named_children())
         main = math.prod(constant(parts[name]) for name in ("conv1", "bn1", "conv2", "bn2"))
@@ -78,6 +87,10 @@ def constant(module: nn.Module) -> float:
     if isinstance(module, nn.Sequential):
         return math.prod(constant(child) for child in children)
     raise ValueError(f"no Lipschitz constant is known of {type(module).__name__}")
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
 
 
 @torch.no_grad()
