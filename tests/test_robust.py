@@ -17,7 +17,7 @@ from sdnet.errors import UserError  # noqa: E402
 from sdnet.models import Classifier  # noqa: E402
 from sdnet.pretrained import load_model  # noqa: E402
 from sdnet.robust import calibrate, curves, sweep  # noqa: E402
-from sdnet.robust.adaptive import METHODS, AdaptiveClassifier, noise_deviation, residual  # noqa: E402
+from sdnet.robust.adaptive import METHODS, AdaptiveClassifier, mean_deviation, noise_deviation, residual  # noqa: E402
 from sdnet.robust.document import document  # noqa: E402
 from sdnet.robust.pictures import Labelled, arrays, spread, spread_numbers  # noqa: E402
 from sdnet.robust.stem import AtLmbda, AverageOver, stem_layers, stem_lmbda  # noqa: E402
@@ -214,6 +214,12 @@ def test_the_noise_estimate_follows_the_noise_and_not_the_picture() -> None:
     assert noise_deviation(noisy[..., :31, :29]).tolist() == pytest.approx([0.05] * 2, rel=0.1)
 
 
+def test_impulses_move_the_mean_and_not_the_median() -> None:
+    grey = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
+    impulses = sdnet.corrupt(grey, "impulse_noise", 3) / 255
+    assert noise_deviation(impulses).item() == 0 and mean_deviation(impulses).item() > 0.02
+
+
 def test_the_residual_is_that_of_the_probing_lmbda(digits: Labelled) -> None:
     layer, x = tiny().network.layer0[0].dn, digits.pictures / 255
     code = csc.fista(x, layer.dictionary(), 0.6, layer.step_size, layer.n_iter, padding=1)
@@ -271,7 +277,7 @@ def test_the_calibration_is_saved_with_the_weights(
     assert torch.equal(other(x), adapted(x))
 
 
-def test_without_a_method_the_better_one_is_taken(adapted: AdaptiveClassifier) -> None:
+def test_without_a_method_the_best_one_is_taken(adapted: AdaptiveClassifier) -> None:
     for number, method in enumerate(METHODS):
         adapted.best.fill_(number)
         assert sdnet.adapt(adapted).method == method
@@ -341,7 +347,7 @@ def test_calibrate_and_robust_write_their_files(tmp_path: Path) -> None:
     result = command(
         "calibrate", tmp_path / "plain", "--out", tmp_path / "own", "--data", "digits", "--pictures", 8
     )
-    assert result.exit_code == 0 and "the better one" in result.output, result.output
+    assert result.exit_code == 0 and "the best one" in result.output, result.output
     arguments = (
         "robust", "--model", tmp_path / "own", "--against", tmp_path / "resnet", "--out", tmp_path / "out",
         "--data", "digits", "--pictures", 10, "--corruption", "impulse_noise", "--severity", 5,

@@ -2,7 +2,7 @@
 
 Which pictures are classified right at which lmbda is computed once, for noises of several strengths; a rule is then
 judged by looking up each picture's lmbda in that table. The lines are fitted to one half of the pictures, and the
-better method is chosen on the other half, which no line has seen.
+best method is chosen on the other half, which no line has seen.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Observed:
 
 
 def calibrate(model: AdaptiveClassifier, pictures: Tensor, labels: Tensor, seed: int = 0) -> Observed:
-    """Set the lines and the better method of a model; returns what they were found from.
+    """Set the lines and the best method of a model; returns what they were found from.
 
     Args:
         pictures, labels: of training, (N, C, H, W), uint8 or in [0, 1], and (N,); at least 4.
@@ -61,7 +61,8 @@ def calibrate(model: AdaptiveClassifier, pictures: Tensor, labels: Tensor, seed:
         raise ValueError(f"calibration needs at least 4 pictures, got {len(pictures)}")
     observed = observe(model, pictures, labels, seed)
     fitted, judged = observed.half(True), observed.half(False)
-    lines = {"residual": line_by_levels(fitted, "residual"), "noise": line_by_accuracy(fitted, "noise")}
+    lines = {name: line_by_accuracy(fitted, name) for name in METHODS if name != "residual"}
+    lines["residual"] = line_by_levels(fitted, "residual")
     device = model.mean.device
     for method, line in lines.items():
         setattr(model, f"line_{method}", torch.tensor(line, dtype=torch.float32, device=device))
@@ -69,7 +70,7 @@ def calibrate(model: AdaptiveClassifier, pictures: Tensor, labels: Tensor, seed:
     for method in METHODS:
         accuracy = judged.accuracy(method, *lines[method])
         lost = max(0.0, judged.right[0, :, 0].mean() - accuracy[0] - CLEAN_LOSS)
-        # A method that loses clean accuracy is taken only where the other loses more.
+        # A method that loses clean accuracy is taken only where the others lose more.
         scores.append((-round(lost, 6), accuracy.mean()))
     model.best = torch.tensor(scores.index(max(scores)), device=device)
     return observed

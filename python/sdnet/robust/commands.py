@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..files import written_aside
 from ..models import Classifier
 from ..pretrained import load_model
-from .adaptive import AdaptiveClassifier, adapt
+from .adaptive import METHODS, AdaptiveClassifier, adapt
 from .cost import VALUES as COST
 from .cost import cost
 from .curves import AUTOMATIC, claims, curve_figure, markdown, save, table_rows
@@ -127,8 +127,8 @@ def run_calibration(
     made.save_pretrained(out)
     with written_aside(out / "calibration.safetensors") as aside:
         save_file(made.lines, aside)
-    for method in ("residual", "noise"):
+    for method in METHODS:
         slope, intercept = getattr(made, f"line_{method}").tolist()
-        chosen = ", the better one" if method == made.method else ""
+        chosen = ", the best one" if method == made.method else ""
         console.print(f"{method}: lmbda = {slope:.4g} f + {intercept:.4g}{chosen}", highlight=False)
     console.print(f"written: {out}", highlight=False)

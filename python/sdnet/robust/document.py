@@ -20,6 +20,7 @@ import typer
 from ..errors import UserError
 from ..files import written_aside
 from .curves import claims, curve_figure, markdown, save, table_rows
+from .detect import VALUES as SCORES
 from .evaluation import strength_checks
 from .evaluation import table_rows as attack_rows
 from .table import Row, latest, read
@@ -68,7 +69,7 @@ PARTS: dict[str, Callable[[Path, str, Path], str]] = {
     "cost": plain(
         "cost.csv", ("method", "images_per_second", "automatic_images_per_second", "share_of_inference_time")
     ),
-    "detection": plain("detect.csv", ("corruption", "severity", "constant", "residual", "noise", "confidence")),
+    "detection": plain("detect.csv", ("corruption", "severity", "constant", *SCORES)),
     "attacks": attacks,
     "checks": plain("checks.csv", ("defence", "threat", "check", "seen", "passed")),
 }
