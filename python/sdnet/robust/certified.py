@@ -27,6 +27,7 @@ from csc_kernels import CSCConv2d, lipschitz
 from ..models import Classifier, ResNet
 
 
+@torch.no_grad()
 def lipschitz_bound(model: Classifier, size: tuple[int, int] = (32, 32)) -> float:
     """A bound of ||f(x) - f(y)|| / ||x - y|| for pictures of a size, f the logits of a ResNet or an SDNet.
 
