@@ -96,7 +96,7 @@ def run_sweep(
         shown = [{kind: row[kind] for kind in (*STRENGTH, *SCORES)} for row in found]
         parts.append(
             f"## {name}, {len(pictures)} pictures\n\n{markdown(table_rows(rows, name))}\n\n{said}\n\n"
-            f"Clean against noisy pictures, AUROC of three scores:\n\n{markdown(shown)}\n"
+            f"Clean against noisy pictures, AUROC of four scores:\n\n{markdown(shown)}\n"
         )
         adapted = models.get(name + AUTOMATIC)
         if isinstance(adapted, AdaptiveClassifier):
