@@ -56,7 +56,7 @@ def densities(code: Tensor) -> dict[str, float]:
 
 
 def main(
-    steps: Annotated[int, typer.Option(min=1, help="Steps of training, batch 64.")] = 150,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training, batch 64.")] = 100,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     out: Annotated[Path, typer.Option(help="Folder for density.csv.")] = Path("bench/results"),
 ) -> None:

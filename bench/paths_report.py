@@ -41,7 +41,7 @@ def _ratio(run: Run, precision: str) -> float:
 
 
 def phases_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Milliseconds of each phase, and shares of the rate of a large matrix product."""
+    """Milliseconds of each phase, and shares of the rate of a large direct convolution."""
     if not rows:
         return ""
     header = ["case", "ms", "transforms", "products", "epilogue", "products / peak", "as direct / peak"]
@@ -53,5 +53,5 @@ def phases_table(rows: Sequence[Mapping[str, str]]) -> str:
         shares = [row["products_of_roofline"], row["as_direct_of_roofline"]]
         lines.append("| " + " | ".join([name, *parts, *shares]) + " |")
     peaks = sorted({row["peak_gflops"] for row in rows}, key=float)
-    lines.append(f"\nPeak: {peaks[0]} to {peaks[-1]} GFLOP/s, a product of two matrices in the same run.")
+    lines.append(f"\nPeak: {peaks[0]} to {peaks[-1]} GFLOP/s, a large direct convolution in the same run.")
     return "\n".join(lines) + "\n"
