@@ -40,7 +40,8 @@ def fista_huber(
     for beta in step_weights(n_iter, momentum):
         point = z if momentum == "sdnet" else y
         if point is None:
-            z = y = _first_step(x.clamp(-huber, huber), dictionary, *parameters, mask, *geometry, nonneg, plain)
+            first = (x.clamp(-huber, huber), dictionary, *parameters, None, mask, 1, *geometry, nonneg, "none")
+            z = y = reference.fista(*first)[0][-1] if plain else ops.fista(*first, False)[0]
             continue
         r = residual(x, point, dictionary, *geometry, None).clamp(-huber, huber)
         zero = torch.zeros_like(y)
@@ -48,23 +49,6 @@ def fista_huber(
         y = z_next + beta * (z_next - z) if beta else z_next
         z = z_next
     return z
-
-
-def _first_step(
-    x: Tensor,
-    dictionary: Tensor,
-    lmbda: Tensor,
-    mu: Tensor,
-    step_size: Tensor,
-    mask: Tensor | None,
-    stride: tuple[int, int],
-    pads: Pads,
-    nonneg: bool,
-    plain: bool,
-) -> Tensor:
-    """One step from zero, without a synthesis."""
-    arguments = (x, dictionary, lmbda, mu, step_size, None, mask, 1, stride, pads, nonneg, "none")
-    return reference.fista(*arguments)[0][-1] if plain else ops.fista(*arguments, False)[0]
 
 
 def fista_unsquared(

@@ -103,7 +103,6 @@ def pgd(
     kind: Any = foolbox.attacks.LinfPGD if threat.norm == "Linf" else foolbox.attacks.L2PGD
     stepsize = 0.25 if threat.norm == "Linf" else 2.5 / steps
     attack = kind(rel_stepsize=stepsize, steps=steps, random_start=True)
-    # foolbox warns of any module in training mode; Dense has seen to it.
     adversarial = pictures.clone()
     left = torch.arange(len(pictures), device=pictures.device)
     with torch.random.fork_rng(devices=[]):
@@ -111,6 +110,7 @@ def pgd(
         for _ in range(restarts):
             if not len(left):
                 break
+            # foolbox warns of any module in training mode; Dense has seen to it.
             watched = _Watched(dense, pictures[left], labels[left])
             target = foolbox.PyTorchModel(watched, bounds=(0, 1), device=pictures.device)
             _, found, _ = attack(target, pictures[left], labels[left], epsilons=threat.eps)
