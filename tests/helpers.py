@@ -219,9 +219,11 @@ def ways(plain: Callable[[Any], Any], problem: Any) -> list[Any]:
     """What PyTorch computes in each layout, with oneDNN and without.
 
     The error of one of them on a few numbers is luck, and another on every machine; the worst of them is not.
+    oneDNN 3.12 for AVX2 writes beyond the gradient of 1x1 weights with a stride, and is left out there.
     """
+    backends = (False,) if tuple(problem.dictionary.shape[2:]) == (1, 1) else (True, False)
     results = []
-    for onednn, layout in itertools.product((True, False), (torch.contiguous_format, torch.channels_last)):
+    for onednn, layout in itertools.product(backends, (torch.contiguous_format, torch.channels_last)):
         laid = problem.map(lambda t, f=layout: t.contiguous(memory_format=f) if t.dim() == 4 else t)
         with torch.backends.mkldnn.flags(enabled=onednn):
             results.append(plain(laid))

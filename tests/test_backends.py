@@ -256,10 +256,9 @@ def test_results_have_the_layout_of_x(
     for name, tensor in found.items():
         if name.endswith((" 0", " 1", " dx", " dz0")):
             assert tensor.is_contiguous(memory_format=wanted), name
-        tolerance = 16 * torch.finfo(dtype).eps
-        torch.testing.assert_close(
-            tensor, expected[name], rtol=tolerance, atol=tolerance * float(expected[name].abs().max())
-        )
+        # All of it together: where the layouts round to either side of a threshold, an entry's gradient is another.
+        error = (tensor - expected[name]).double().norm()
+        assert error <= 16 * torch.finfo(dtype).eps * expected[name].double().norm(), name
 
 
 @pytest.mark.parametrize("channels", (3, 8))

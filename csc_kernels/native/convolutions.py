@@ -166,9 +166,16 @@ class Winograd:
 
 
 class Convolutions:
-    """-A and scale A' of a dictionary for images like x, and its gradient, each the way that paths.py chooses."""
+    """-A and scale A' of a dictionary for images like x, and its gradient, each the way that paths.py chooses.
+
+    bfloat16 is computed in float32 on processors on which oneDNN has no convolutions for it: their results are
+    rounded, and nothing else.
+    """
 
     def __init__(self, x: Tensor, dictionary: Tensor, stride, pads, scale: float) -> None:
+        self.dtype = self.given_dtype = x.dtype
+        if x.dtype == torch.bfloat16 and not _convolves_bfloat16():
+            self.dtype, dictionary = torch.float32, _widened(dictionary)
         batch, size = x.shape[0], x.shape[2:]
         z_size = code_size(size, dictionary.shape[2:], stride, pads)
         self.direct = Direct(dictionary, stride, pads, scale, size)
@@ -184,15 +191,22 @@ class Convolutions:
         self, r: Tensor, base: Tensor | None = None, threshold: Tensor | None = None, relu: bool = False
     ) -> Tensor:
         """[relu](base + scale A' r - threshold), the threshold one number per atom."""
-        return self.convolution.analysis(r, base, threshold, relu)
+        code = self.convolution.analysis(self._as_computed(r), self._as_computed(base), threshold, relu)
+        return code.to(self.given_dtype)
 
     def residual(self, x: Tensor | None, z: Tensor) -> Tensor:
         """x - A z, or -A z without x."""
-        return (self.convolution if self.direct.turns else self.direct).residual(x, z)
+        convolution = self.convolution if self.direct.turns else self.direct
+        return convolution.residual(self._as_computed(x), self._as_computed(z)).to(self.given_dtype)
 
     def correlation(self, images: Sequence[Tensor], codes: Sequence[Tensor]) -> Tensor:
         """The gradient of the sum of <A' image, code> with respect to the dictionary."""
-        return self.gradient.correlation(images, codes)
+        return self.gradient.correlation(
+            [image.to(self.dtype) for image in images], [code.to(self.dtype) for code in codes]
+        )
+
+    def _as_computed(self, image: Tensor | None) -> Tensor | None:
+        return None if image is None else image.to(self.dtype)
 
 
 def turned_pads(dictionary: Tensor, pads) -> list[int]:
@@ -206,6 +220,19 @@ def _has_epilogues() -> bool:
     return torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_convolution_pointwise_")
     )
+
+
+@functools.cache
+def _convolves_bfloat16() -> bool:
+    """Whether oneDNN convolves bfloat16 on this processor; without, torch's plain loops are all there is."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _widened(dictionary: Tensor) -> Tensor:
+    kept = derived(dictionary)
+    if "float32" not in kept:
+        kept["float32"] = dictionary.float()
+    return kept["float32"]
 
 
 def _empty(like: Tensor, channels: int, size) -> Tensor:
