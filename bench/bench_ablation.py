@@ -1,7 +1,8 @@
 """What does dropping dead work give, and what does each kernel give? Writes ablation.csv.
 
-Three contenders that answer it by their ratios: `published` does everything that the published layer does,
-`cleaned` only what the code needs, both in PyTorch; csc.fista then computes the same with each backend.
+Contenders that answer it by their ratios: `published` does everything that the published layer does, `cleaned` only
+what the code needs, both in PyTorch; csc.fista then computes the same with each backend, and natively with direct
+products alone, without Winograd's in wide layers and without pairs of rows in stems.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from cases import CASES, LAYOUTS, MODES, contender
 from harness import Contender, choose_allocator, interleave, provenance, show, update_csv
 
 import csc_kernels as csc
+from csc_kernels.native import use_path
 
 ABLATED = (
     "CIFAR stem 3->64, 32x32, k3, batch 64",
@@ -38,6 +40,20 @@ def with_backend(backend: str, case: str, layout: str, mode: str) -> Contender:
     return one
 
 
+def with_direct_products(case: str, layout: str, mode: str) -> Contender:
+    """csc.fista served natively, every product computed."""
+    one = with_backend("native", case, layout, mode)
+    serve = one.call
+
+    def call() -> object:
+        with use_path("direct"):
+            return serve()
+
+    one.call = call
+    one.backend = "native direct"
+    return one
+
+
 def main(
     rounds: Annotated[int, typer.Option(min=2, help="At least so many rounds.")] = 7,
     quick: Annotated[bool, typer.Option(help="Three rounds, stems only.")] = False,
@@ -56,6 +72,7 @@ def main(
                     contender(name, CASES[case], layout, mode, torch.float32) for name in ("published", "cleaned")
                 ]
                 contenders += [with_backend(name, case, layout, mode) for name in csc.available_backends()]
+                contenders.append(with_direct_products(case, layout, mode))
             title = f"{case}, {mode}"
             interleave(contenders, title, rounds=3 if quick else rounds, seconds=0 if quick else 3)
             facts = {"case": case, "mode": mode, "dtype": "float32", "allocator": allocator, **provenance()}

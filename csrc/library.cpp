@@ -7,18 +7,18 @@
 STABLE_TORCH_LIBRARY(csc_native, m) {
   m.def(
       "fista(Tensor x, Tensor dictionary, Tensor threshold, Tensor? divisor, float step_size, Tensor? z0, "
-      "Tensor? mask, int[] stride, int[] pads, bool nonneg, bool gradient_at_code, float[] weights, "
+      "Tensor? mask, int[] stride, int[] pads, bool pairs, bool nonneg, bool gradient_at_code, float[] weights, "
       "Tensor(a!) z) -> ()");
   m.def(
       "fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor threshold, Tensor? divisor, "
-      "float step_size, Tensor? z0, Tensor? mask, int[] stride, int[] pads, bool nonneg, bool gradient_at_code, "
-      "float[] weights, Tensor z, Tensor(a!)? grad_x, Tensor(b!)? grad_z0, Tensor(c!)? penalty, "
+      "float step_size, Tensor? z0, Tensor? mask, int[] stride, int[] pads, bool pairs, bool nonneg, "
+      "bool gradient_at_code, float[] weights, Tensor z, Tensor(a!)? grad_x, Tensor(b!)? grad_z0, Tensor(c!)? penalty, "
       "Tensor(d!)? grad_dictionary) -> ()");
   m.def(
       "synthesis(Tensor z, Tensor dictionary, int[] stride, int[] pads, float scale, Tensor? x, Tensor? mask, "
       "Tensor(a!) result) -> ()");
   m.def(
-      "analysis(Tensor image, Tensor dictionary, int[] stride, int[] pads, float scale, Tensor? base, "
+      "analysis(Tensor image, Tensor dictionary, int[] stride, int[] pads, bool pairs, float scale, Tensor? base, "
       "Tensor? threshold, Tensor? divisor, bool nonneg, Tensor? previous, float beta, Tensor(a!) code, "
       "Tensor(b!)? point) -> ()");
   m.def(

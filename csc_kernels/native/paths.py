@@ -1,4 +1,4 @@
-"""Which way a wide layer's convolutions are computed: the one place where that is decided."""
+"""Which way a layer's convolutions are computed: the one place where that is decided."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def use_path(name: str) -> Iterator[None]:
     """Compute every wide layer that a path fits with that path until the context ends, in the whole process.
 
     For tests and benchmarks: neither speed nor the precision that torch was asked for is looked at. Winograd's
-    then serve float64 as well.
+    then serve float64 as well. "direct" computes the code rows of a stem one by one, the others in pairs.
     """
     global _forced
     if name not in PATHS:
@@ -33,6 +33,11 @@ def use_path(name: str) -> Iterator[None]:
 def forces_float64() -> bool:
     """Whether wide layers serve float64: only where one of Winograd's paths is forced."""
     return _forced in ("f2", "f4")
+
+
+def takes_pairs() -> bool:
+    """Whether a stem's analysis computes code rows two by two, with fewer products: see csrc/cpu/pairs.h."""
+    return _forced != "direct"
 
 
 def fits_winograd(dictionary: Tensor, stride: Sequence[int]) -> bool:

@@ -11,6 +11,7 @@ from ..geometry import code_size, step_weights
 from ..ops.fista import kept_tensors
 from ..ops.library import empty, gradient_of, image, unused
 from ..reference import unbroadcast
+from .paths import takes_pairs
 
 # Limits of the kernels: registers for one vector per channel, kernel rows on the stack.
 CHANNELS = 4
@@ -66,7 +67,7 @@ def analysis(r, dictionary, stride, pads, scale, base=None):
     """base + scale A' r."""
     code = empty(r, code_shape(r, dictionary, stride, pads))
     torch.ops.csc_native.analysis(
-        r, dictionary, stride, pads, scale, base, None, None, False, None, 0.0, code, None
+        r, dictionary, stride, pads, takes_pairs(), scale, base, None, None, False, None, 0.0, code, None
     )
     return code
 
@@ -98,9 +99,9 @@ def fista_step(x, z, y, dictionary, lmbda, mu, step_size, beta, stride, pads, no
     z_next = empty(x, z.shape)
     y_next = unused(x) if beta is None else empty(x, z.shape)
     torch.ops.csc_native.analysis(
-        r, dictionary, stride, pads, step_size.item(), y, per_code(step_size * lmbda, z.shape),
-        divisor(mu, step_size, z.shape), nonneg, None if beta is None else z, beta or 0.0, z_next,
-        None if beta is None else y_next,
+        r, dictionary, stride, pads, takes_pairs(), step_size.item(), y,
+        per_code(step_size * lmbda, z.shape), divisor(mu, step_size, z.shape), nonneg,
+        None if beta is None else z, beta or 0.0, z_next, None if beta is None else y_next,
     )  # fmt: skip
     return z_next, y_next
 
@@ -173,7 +174,8 @@ def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, n
     for part in parts(dictionary, z, n_iter):
         torch.ops.csc_native.fista(
             part_of(x, part), dictionary, part_of(threshold, part), part_of(scale, part), t, part_of(z0, part),
-            part_of(mask, part), stride, pads, nonneg, momentum == "sdnet", weights, part_of(z, part),
+            part_of(mask, part), stride, pads, takes_pairs(), nonneg, momentum == "sdnet", weights,
+            part_of(z, part),
         )  # fmt: skip
     return z, *kept_tensors(x, z.shape, z0, n_iter, False)
 
@@ -195,8 +197,9 @@ def fista_backward(
     for part in parts(dictionary, z, n_iter, torch.get_num_threads()):
         torch.ops.csc_native.fista_backward(
             part_of(grad, part), part_of(x, part), dictionary, part_of(threshold, part), part_of(scale, part), t,
-            part_of(z0, part), part_of(mask, part), stride, pads, nonneg, momentum == "sdnet", weights,
-            part_of(z, part), part_of(grad_x, part), part_of(grad_z0, part), part_of(sums, part), grad_dictionary,
+            part_of(z0, part), part_of(mask, part), stride, pads, takes_pairs(), nonneg, momentum == "sdnet",
+            weights, part_of(z, part), part_of(grad_x, part), part_of(grad_z0, part), part_of(sums, part),
+            grad_dictionary,
         )  # fmt: skip
     grads = (
         None if grad_x is None else grad_x.mul_(-t),

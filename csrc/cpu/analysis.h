@@ -1,4 +1,4 @@
-// Code rows from image rows, with the FISTA step as the epilogue.
+// Code rows from image rows one by one, with the FISTA step as the epilogue.
 
 // One position: a vector of `lanes` codes in row `row`, from column `column` on.
 struct CodePosition {
@@ -41,63 +41,81 @@ static void finish_codes(const AnalysisEpilogue& e, const CodePosition* at, int 
   }
 }
 
-// The usual one, max(base + sum - threshold, 0) on whole vectors: the sum starts from base - threshold.
+// The usual one, max(base + sum - threshold, 0) on whole vectors.
 static inline bool is_usual(const AnalysisEpilogue& e) {
   return e.shrink == Shrink::positive && !e.divide && !e.threshold_map && !e.point;
 }
 
 template <int A, int V>
-static inline void start_usual(const AnalysisEpilogue& e, const CodePosition* at, int atom, Vec (&sums)[A][V]) {
+static inline void finish_usual(const AnalysisEpilogue& e, const CodePosition* at, int atom, Vec (&sums)[A][V]) {
   const float* threshold = e.threshold + atom;
-  if (e.base) {
-    const int64_t stride = e.base.channel_stride;
+  float* codes[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) {
+    codes[v] = e.code.row(at[v].row) + at[v].column + atom * e.code.channel_stride;
+    if (!e.base) continue;
+    const float* base = e.base.row(at[v].row) + at[v].column + atom * e.base.channel_stride;
+#pragma GCC unroll 8
+    for (int a = 0; a < A; ++a) sums[a][v] += load(base + a * e.base.channel_stride);
+  }
+  // Neighbours one after the other: a line written around the caches must be whole at once.
+#pragma GCC unroll 8
+  for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      const float* base = e.base.row(at[v].row) + at[v].column + atom * stride;
-#pragma GCC unroll 8
-      for (int a = 0; a < A; ++a) sums[a][v] = load(base + a * stride) - threshold[a];
+      const Vec code = positive_part(sums[a][v] - threshold[a]);
+      if (e.stream)
+        stream(codes[v] + a * e.code.channel_stride, code);
+      else
+        store(codes[v] + a * e.code.channel_stride, code);
     }
-  } else {
+}
+
+template <int A, int V>
+static inline void finish(const AnalysisEpilogue& e, const CodePosition* at, int atom, Vec (&sums)[A][V]) {
+  bool usual = is_usual(e);
+  for (int v = 0; v < V; ++v) usual = usual && at[v].lanes == kLanes;
+  if (usual) return finish_usual<A, V>(e, at, atom, sums);
+  Vec stored[A][V];  // A copy: an array whose address is taken does not live in registers.
 #pragma GCC unroll 8
-    for (int a = 0; a < A; ++a)
+  for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sums[a][v] = splat(-threshold[a]);
+    for (int v = 0; v < V; ++v) stored[a][v] = sums[a][v];
+  finish_codes(e, at, V, atom, A, &stored[0][0]);
+}
+
+// sums[a][v] += weights[a] * the pixels of vector v, over the taps of one row.
+template <int A, int V>
+static inline void add_products(const PackedDictionary& d, const float* const (&pixels)[V], const float*& weights,
+                                Vec (&sums)[A][V]) {
+  for (int t = 0; t < d.row_taps; ++t, weights += A) {
+    const int offset = d.offsets[t];
+    Vec x[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) x[v] = load(pixels[v] + offset);
+#pragma GCC unroll 8
+    for (int a = 0; a < A; ++a) {
+      const Vec w = splat(weights[a]);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sums[a][v] += w * x[v];
+    }
   }
 }
 
 template <int A, int V>
-static inline void finish_usual(const AnalysisEpilogue& e, const CodePosition* at, int atom, Vec (&sums)[A][V]) {
-  const int64_t stride = e.code.channel_stride;
+static inline void clear(Vec (&sums)[A][V]) {
 #pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) {
-    float* code = e.code.row(at[v].row) + at[v].column + atom * stride;
-    if (e.stream) {
+  for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
-      for (int a = 0; a < A; ++a) stream(code + a * stride, positive_part(sums[a][v]));
-    } else {
-#pragma GCC unroll 8
-      for (int a = 0; a < A; ++a) store(code + a * stride, positive_part(sums[a][v]));
-    }
-  }
+    for (int v = 0; v < V; ++v) sums[a][v] = Vec{};
 }
 
 // A atoms x V vectors in registers; the sum runs over kernel rows, then channels, then columns.
 template <int A, int V>
 static void analysis_registers(const AnalysisBlock& b, const CodePosition* at, int atom, const float* weights) {
   const Shape& s = b.shape;
-  const int taps = b.dictionary.row_taps;
-  const int* offsets = b.dictionary.offsets;
-  bool usual = is_usual(b.epilogue);
-  for (int v = 0; v < V; ++v) usual = usual && at[v].lanes == kLanes;
   Vec sums[A][V];
-  if (usual) {
-    start_usual<A, V>(b.epilogue, at, atom, sums);
-  } else {
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sums[a][v] = Vec{};
-  }
+  clear(sums);
   for (int dy = 0; dy < s.kernel_height; ++dy) {
     const float* pixels[V];
 #pragma GCC unroll 8
@@ -105,30 +123,9 @@ static void analysis_registers(const AnalysisBlock& b, const CodePosition* at, i
       const int h = at[v].row * s.stride_height + dy - s.top;
       pixels[v] = (h >= 0 && h < s.height ? b.image.row(h) : b.zeros) + at[v].column;
     }
-    for (int t = 0; t < taps; ++t, weights += A) {
-      const int offset = offsets[t];
-      Vec x[V];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) x[v] = load(pixels[v] + offset);
-#pragma GCC unroll 8
-      for (int a = 0; a < A; ++a) {
-        const Vec w = splat(weights[a]);
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sums[a][v] += w * x[v];
-      }
-    }
+    add_products<A, V>(b.dictionary, pixels, weights, sums);
   }
-  const AnalysisEpilogue& e = b.epilogue;
-  if (usual) {
-    finish_usual<A, V>(e, at, atom, sums);
-  } else {
-    Vec stored[A][V];  // A copy: an array whose address is taken does not live in registers.
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) stored[a][v] = sums[a][v];
-    finish_codes(e, at, V, atom, A, &stored[0][0]);
-  }
+  finish<A, V>(b.epilogue, at, atom, sums);
 }
 
 template <int A, int V>
@@ -152,8 +149,8 @@ static void analysis_atoms(const AnalysisBlock& b, const CodePosition* at, int c
   }
 }
 
-// Code rows [begin, end).
-static void analysis(const AnalysisBlock& b, int begin, int end) {
+// Code rows [begin, end), one by one.
+static void analysis_rows(const AnalysisBlock& b, int begin, int end) {
   constexpr int kMost = 64;
   CodePosition at[kMost];
   int count = 0;
@@ -168,5 +165,4 @@ static void analysis(const AnalysisBlock& b, int begin, int end) {
     }
   }
   if (count) analysis_atoms<kAtoms>(b, at, count, 0, b.dictionary.analysis);
-  if (b.epilogue.stream) streamed();
 }

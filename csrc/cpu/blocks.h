@@ -19,12 +19,30 @@ struct PhaseTaps {
   const float* weights = nullptr;
 };
 
+// A combination of rows of the image, counted from the first that a pair of code rows sees: row + sign * other.
+struct PairRow {
+  int row, other;
+  float sign;
+};
+
+// Combined rows of the image that a pair of code rows reads, in the order of their sums; see pairs.h.
+struct PairedTaps {
+  int differences = 0, sums = 0, upper = 0, lower = 0;
+  const PairRow* list = nullptr;
+  const float* weights = nullptr;  // Per block of A atoms: [rows()][row_taps][A].
+  int rows() const { return differences + sums + upper + lower; }
+};
+
+// Pairs of code rows whose combined rows are held at once.
+constexpr int kPairsAtATime = 4;
+
 // A dictionary in the orders that the kernels read it in.
 struct PackedDictionary {
   int row_taps = 0;              // M kW, the taps of one kernel row, channels outside.
   const int* offsets = nullptr;  // Of each tap of a row, from a code's column, in a phased image row.
   int64_t phase_stride = 0;
   const float* analysis = nullptr;    // Per block of A atoms: [kH][row_taps][A].
+  PairedTaps pairs;                   // Empty where pairs save nothing.
   const PhaseTaps* phases = nullptr;  // [sH][sW]
   int stride_width = 1;
 
@@ -63,6 +81,7 @@ struct AnalysisBlock {
   Plane image;         // Phased rows.
   const float* zeros;  // Stands for rows beyond the image.
   AnalysisEpilogue epilogue;
+  float* combined = nullptr;  // Room for the combined rows of pairs; none: row by row.
 };
 
 struct SynthesisBlock {

@@ -15,13 +15,13 @@ constexpr int64_t kStreamedBytes = 8 << 20;
 
 void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> divisor, double step_size,
            std::optional<Tensor> z0, std::optional<Tensor> mask, std::vector<int64_t> stride, std::vector<int64_t> pads,
-           bool nonneg, bool gradient_at_code, std::vector<double> weights, Tensor z) {
+           bool pairs, bool nonneg, bool gradient_at_code, std::vector<double> weights, Tensor z) {
   const Shape s = shape_of(x.size(0), x.size(1), x.size(2), x.size(3), dictionary, stride, pads);
   if (s.batch == 0) return;
   const Kernels& kernels = chosen_kernels();
   const Widths widths(s, kernels.lanes);
   const DictionaryPack pack(sample(dictionary, 0), dictionary.stride(0), static_cast<float>(step_size), s, widths,
-                            kernels);
+                            kernels, pairs);
   const SolveOptions options{nonneg, gradient_at_code, weights};
   const Solve solve{s, widths, pack, options, kernels, z0.has_value(), mask.has_value()};
   const int n_iter = options.n_iter();
@@ -42,7 +42,8 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
     for (int64_t piece = pieces * task / tasks; piece < pieces * (task + 1) / tasks; ++piece) {
       const int64_t n = piece / bands;
       const int band = static_cast<int>(piece % bands);
-      const int begin = s.code_height * band / bands, end = s.code_height * (band + 1) / bands;
+      const int begin = whole_pairs(s, s.code_height * band / bands);
+      const int end = whole_pairs(s, s.code_height * (band + 1) / bands);
       const Penalty thresholds(threshold, n), divisors(divisor, n);
       iterates.start(sample(x, n), z0 ? sample(*z0, n) : Strided{}, mask ? sample(*mask, n) : Strided{}, thresholds,
                      divisors, begin);

@@ -26,7 +26,7 @@ namespace {
 // and too few consecutive rows of each channel of z and dL/dz are read for the processor to foresee the next; with
 // more the rings leave the second-level cache.
 constexpr int kBlockPositions = 1792;
-int block_rows(const Shape& s) { return std::max(kBlockPositions / s.code_width, 4); }
+int block_rows(const Shape& s) { return std::max(kBlockPositions / s.code_width / 2 * 2, 4); }
 
 // Which gradients are wanted.
 struct Wanted {
@@ -48,10 +48,10 @@ class Reverse {
                   [this](int k) { return 2 * (o_.n_iter() - k) * s_.reach_height(); }),
         stages_(o_.n_iter() + 1) {
     // G_(k+1) runs ahead of G_k by the reach of a step, and H_(k+2) by that of two.
-    const int pixel_rows = (block_ + 2) * s_.stride_height + s_.kernel_height;
+    const int pixel_rows = (block_ + 4) * s_.stride_height + s_.kernel_height;
     bool spreads = false;
     for (int k = 1; k < o_.n_iter(); ++k) spreads = spreads || o_.has_momentum(k);
-    const int rows = block_ + (spreads ? 2 : 1) * s_.reach_height() + 1;
+    const int rows = block_ + (spreads ? 2 : 1) * s_.reach_height() + 2;
     for (int k = 0; k <= o_.n_iter(); ++k) {
       Stage& stage = stages_[k];
       stage.gradient = pool_.codes(rows);
@@ -98,6 +98,7 @@ class Reverse {
   // Code rows of G_k up to `target`, with all that they add to the sums; of dL/dz0 for k = 0.
   void advance_gradients(int k, int target) {
     Stage& stage = stages_[k];
+    target = whole_pairs(s_, target);
     while (stage.gradients_done < target) {
       const int begin = stage.gradients_done, end = std::min(begin + block_, target);
       if (k == 0) {
@@ -183,7 +184,7 @@ class Reverse {
     AnalysisEpilogue e;
     e.base = base;
     e.code = to;
-    kernels_.analysis({s_, solve_.dictionary.view(), image, iterates_.zeros(), e}, begin, end);
+    kernels_.analysis({s_, solve_.dictionary.view(), image, iterates_.zeros(), e, iterates_.combined()}, begin, end);
   }
 
   void correlate(const Plane& image, const Plane& code, int begin, int end) {
@@ -223,15 +224,15 @@ class Reverse {
 // the last two arrive as zeros, float32.
 void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> divisor,
                     double step_size, std::optional<Tensor> z0, std::optional<Tensor> mask, std::vector<int64_t> stride,
-                    std::vector<int64_t> pads, bool nonneg, bool gradient_at_code, std::vector<double> weights,
-                    Tensor z, std::optional<Tensor> grad_x, std::optional<Tensor> grad_z0,
+                    std::vector<int64_t> pads, bool pairs, bool nonneg, bool gradient_at_code,
+                    std::vector<double> weights, Tensor z, std::optional<Tensor> grad_x, std::optional<Tensor> grad_z0,
                     std::optional<Tensor> penalty, std::optional<Tensor> grad_dictionary) {
   const Shape s = shape_of(x.size(0), x.size(1), x.size(2), x.size(3), dictionary, stride, pads);
   if (s.batch == 0) return;
   const Kernels& kernels = chosen_kernels();
   const Widths widths(s, kernels.lanes);
   const DictionaryPack pack(sample(dictionary, 0), dictionary.stride(0), static_cast<float>(step_size), s, widths,
-                            kernels);
+                            kernels, pairs);
   const SolveOptions options{nonneg, gradient_at_code, weights};
   const Solve solve{s, widths, pack, options, kernels, z0.has_value(), mask.has_value()};
   const Wanted wanted{grad_x.has_value(), grad_dictionary.has_value(), grad_z0.has_value(), penalty.has_value()};

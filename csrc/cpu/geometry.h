@@ -43,6 +43,9 @@ inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b)
 
 inline int ceil_div(int a, int b) { return -floor_div(-a, b); }
 
+// The end of code rows, so many at least, that are computed two by two: even, or the last.
+inline int whole_pairs(const Shape& s, int rows) { return std::min(round_up(rows, 2), s.code_height); }
+
 // Rows in scratch memory or in a tensor: row i, channel c, column w lies at row(i) + c * channel + w.
 struct Plane {
   float* base = nullptr;

@@ -41,6 +41,7 @@ class Iterates {
   Iterates(const Solve& solve, Pool& pool, int block, int last, const Ahead& ahead)
       : solve_(solve), s_(solve.shape), block_(block), iterations_(solve.options.n_iter() + 1) {
     zeros_ = pool.zero_row();
+    combined_ = pool.combined(solve.dictionary.view().pairs);
     image_ = masked_image_ = pool.image(s_.height);
     if (solve.masked) {
       mask_ = pool.image(s_.height);
@@ -48,7 +49,7 @@ class Iterates {
     }
     for (int k = first(); k <= solve.options.n_iter(); ++k) {
       Iteration& it = iterations_[k];
-      const int rows = block + ahead(k) + 1;
+      const int rows = block + ahead(k) + 1 + (solve.options.n_iter() - k + 1);  // Whole pairs, at every iterate.
       if (k <= last) it.code = pool.codes(rows);
       it.point = solve.options.has_momentum(k) ? pool.codes(rows) : it.code;
       if (has_point(k)) it.residual = pool.image((rows + 1) * s_.stride_height + s_.kernel_height);
@@ -73,13 +74,14 @@ class Iterates {
       Iteration& it = iterations_[k];
       it.residuals_done = std::max(0, it.codes_done * s_.stride_height - s_.top);
       const int first_row = ceil_div(it.residuals_done + s_.top - s_.kernel_height + 1, s_.stride_height);
-      iterations_[k - 1].codes_done = std::clamp(first_row, 0, it.codes_done);
+      iterations_[k - 1].codes_done = std::clamp(first_row, 0, it.codes_done) / 2 * 2;
     }
   }
 
   // Rows of z_k, and of the point y_k extrapolated from it, up to `target`.
   void advance_codes(int k, int target) {
     Iteration& it = iterations_[k];
+    target = whole_pairs(s_, target);
     while (it.codes_done < target) {
       const int begin = it.codes_done, end = std::min(begin + block_, target);
       if (k == 0) {
@@ -121,6 +123,7 @@ class Iterates {
   }
   const Plane& mask() const { return mask_; }
   const float* zeros() const { return zeros_; }
+  float* combined() const { return combined_; }
 
   // Where the last iterate goes: the rows of a tensor, written around the caches when `stream`.
   void write_last_to(const Plane& code, bool stream) {
@@ -156,13 +159,14 @@ class Iterates {
       e.previous = before.code;
       e.point = it.point;
     }
-    solve_.kernels.analysis({s_, solve_.dictionary.view(), image_of(k), zeros_, e}, begin, end);
+    solve_.kernels.analysis({s_, solve_.dictionary.view(), image_of(k), zeros_, e, combined_}, begin, end);
   }
 
   const Solve& solve_;
   const Shape& s_;
   const int block_;
   const float* zeros_ = nullptr;
+  float* combined_ = nullptr;
   Plane image_, mask_, masked_image_;
   std::vector<Iteration> iterations_;
   Strided z0_;

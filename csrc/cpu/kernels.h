@@ -31,6 +31,7 @@ constexpr int smaller(int block) { return block > 4 ? 4 : block > 2 ? 2 : 1; }
 #include "analysis.h"
 #include "correlation.h"
 #include "elementwise.h"
+#include "pairs.h"
 #include "synthesis.h"
 #include "winograd_kernels.h"
 

@@ -17,11 +17,11 @@ struct Pass {
   Widths widths;
   DictionaryPack pack;
 
-  Pass(const Shape& shape, const Tensor& dictionary, double scale)
+  Pass(const Shape& shape, const Tensor& dictionary, double scale, bool pairs = false)
       : s(shape),
         kernels(chosen_kernels()),
         widths(s, kernels.lanes),
-        pack(sample(dictionary, 0), dictionary.stride(0), static_cast<float>(scale), s, widths, kernels) {}
+        pack(sample(dictionary, 0), dictionary.stride(0), static_cast<float>(scale), s, widths, kernels, pairs) {}
 
   int64_t tasks() const { return std::min<int64_t>(s.batch, torch::stable::get_num_threads()); }
 
@@ -41,9 +41,10 @@ struct Planes {
   Pool pool;
   const float* zeros;
   Plane image, mask, result, codes, base, previous, point;
-  float* sums = nullptr;
+  float *sums = nullptr, *combined;
 
-  explicit Planes(const Pass& pass) : pool(pass.s, pass.widths), zeros(pool.zero_row()) {}
+  explicit Planes(const Pass& pass)
+      : pool(pass.s, pass.widths), zeros(pool.zero_row()), combined(pool.combined(pass.pack.view().pairs)) {}
 };
 
 // result = mask * (x - A z), or mask * scale * A z without x.
@@ -76,11 +77,11 @@ void synthesis(Tensor z, Tensor dictionary, std::vector<int64_t> stride, std::ve
 
 // code = shrink(base + scale A' image, threshold) / divisor, without threshold base + scale A' image, and
 // point = code + beta (code - previous).
-void analysis(Tensor image, Tensor dictionary, std::vector<int64_t> stride, std::vector<int64_t> pads, double scale,
-              std::optional<Tensor> base, std::optional<Tensor> threshold, std::optional<Tensor> divisor, bool nonneg,
-              std::optional<Tensor> previous, double beta, Tensor code, std::optional<Tensor> point) {
+void analysis(Tensor image, Tensor dictionary, std::vector<int64_t> stride, std::vector<int64_t> pads, bool pairs,
+              double scale, std::optional<Tensor> base, std::optional<Tensor> threshold, std::optional<Tensor> divisor,
+              bool nonneg, std::optional<Tensor> previous, double beta, Tensor code, std::optional<Tensor> point) {
   const Pass pass(shape_of(image.size(0), image.size(1), image.size(2), image.size(3), dictionary, stride, pads),
-                  dictionary, scale);
+                  dictionary, scale, pairs);
   const Shape& s = pass.s;
   if (s.batch == 0) return;
   std::vector<std::unique_ptr<Planes>> states;
@@ -112,7 +113,7 @@ void analysis(Tensor image, Tensor dictionary, std::vector<int64_t> stride, std:
       const int end = std::min(i + kBlockRows, s.code_height);
       if (base) pass.kernels.read_codes(sample(*base, n), p.base, s, i, end);
       if (point) pass.kernels.read_codes(sample(*previous, n), p.previous, s, i, end);
-      pass.kernels.analysis({s, pass.pack.view(), p.image, p.zeros, e}, i, end);
+      pass.kernels.analysis({s, pass.pack.view(), p.image, p.zeros, e, p.combined}, i, end);
       pass.kernels.write_codes(p.codes, sample(code, n), s, i, end);
       if (point) pass.kernels.write_codes(p.point, sample(*point, n), s, i, end);
     }

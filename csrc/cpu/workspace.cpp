@@ -1,5 +1,7 @@
 #include "workspace.h"
 
+#include <cmath>
+
 namespace csc {
 namespace {
 
@@ -38,7 +40,7 @@ void each_pixel(const Shape& s, const Widths& widths, Visit visit) {
 }  // namespace
 
 DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float scale, const Shape& s,
-                               const Widths& widths, const Kernels& kernels)
+                               const Widths& widths, const Kernels& kernels, bool pairs)
     : channels_(s.channels), kernel_height_(s.kernel_height), kernel_width_(s.kernel_width) {
   plain_.reserve(static_cast<size_t>(s.atoms) * s.taps());
   for (int k = 0; k < s.atoms; ++k)
@@ -79,12 +81,75 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
   }
   for (size_t i = 0; i < phases_.size(); ++i) phases_[i].weights = synthesis_.data() + starts[i];
 
+  if (pairs) pair_taps(s, scale, kernels.atoms);
   view_.row_taps = s.channels * s.kernel_width;
   view_.offsets = offsets_.data();
   view_.phase_stride = widths.phase;
   view_.analysis = analysis_.data();
   view_.phases = phases_.data();
   view_.stride_width = s.stride_width;
+}
+
+void DictionaryPack::pair_taps(const Shape& s, float scale, int block) {
+  if (s.kernel_height <= s.stride_height) return;
+  for (const float value : plain_)
+    if (!std::isfinite(value)) return;
+  // A combined row, and the taps dy that its weights are a combination of.
+  struct Product {
+    PairRow row;
+    int taps[3];
+    double weights[3];
+  };
+  enum { difference, sum, upper, lower };
+  std::vector<Product> products[4];
+  for (int phase = 0; phase < s.stride_height; ++phase) {
+    int left = ceil_div(s.kernel_height - phase, s.stride_height);
+    for (int tap = phase; left > 0;) {
+      const auto at = [&](int i) { return tap + i * s.stride_height; };
+      int taken = 1;
+      if (left == 3 || left > 4) {
+        taken = 3;
+        const int taps[3] = {at(0), at(1), at(2)};
+        const auto add = [&](int to, PairRow row, double a, double b, double c) {
+          products[to].push_back({row, {taps[0], taps[1], taps[2]}, {a, b, c}});
+        };
+        add(difference, {at(2), at(1), -1}, 0.5, -0.5, 0.5);
+        add(sum, {at(2), at(1), 1}, 0.5, 0.5, 0.5);
+        add(upper, {at(0), at(2), -1}, 1, 0, 0);
+        add(lower, {at(3), at(1), -1}, 0, 0, 1);
+      } else if (left > 1) {
+        taken = 2;
+        products[sum].push_back({{at(1), at(1), 0}, {at(0), at(1), at(1)}, {1, 1, 0}});
+        products[upper].push_back({{at(0), at(1), -1}, {at(0), at(1), at(1)}, {1, 0, 0}});
+        products[lower].push_back({{at(2), at(1), -1}, {at(0), at(1), at(1)}, {0, 1, 0}});
+      } else {
+        products[upper].push_back({{at(0), at(0), 0}, {at(0), at(0), at(0)}, {1, 0, 0}});
+        products[lower].push_back({{at(1), at(1), 0}, {at(0), at(0), at(0)}, {1, 0, 0}});
+      }
+      left -= taken;
+      tap = at(taken);
+    }
+  }
+  for (const auto& group : products)
+    for (const Product& product : group) pairs_.push_back(product.row);
+  for (int atom = 0; atom < s.atoms; atom += block) {
+    while (atom + block > s.atoms) block = block > 4 ? 4 : block / 2;
+    for (const auto& group : products)
+      for (const Product& p : group)
+        for (int m = 0; m < s.channels; ++m)
+          for (int dx = 0; dx < s.kernel_width; ++dx)
+            for (int a = 0; a < block; ++a) {
+              double weight = 0;
+              for (int i = 0; i < 3; ++i) weight += p.weights[i] * at(atom + a, m, p.taps[i], dx);
+              paired_.push_back(static_cast<float>(scale * weight));
+            }
+  }
+  view_.pairs.differences = static_cast<int>(products[difference].size());
+  view_.pairs.sums = static_cast<int>(products[sum].size());
+  view_.pairs.upper = static_cast<int>(products[upper].size());
+  view_.pairs.lower = static_cast<int>(products[lower].size());
+  view_.pairs.list = pairs_.data();
+  view_.pairs.weights = paired_.data();
 }
 
 void read_image(const Strided& from, const Plane& to, const Shape& s, const Widths& widths) {

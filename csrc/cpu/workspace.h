@@ -33,6 +33,9 @@ class Floats {
   std::unique_ptr<float, Free> data_;
 };
 
+// Floats that are read and written as whole vectors of any instruction set.
+constexpr int64_t whole_vectors(int64_t count) { return (count + 15) / 16 * 16; }
+
 // Planes of scratch memory that live as long as their pool. Each starts as zeros; kernels never write
 // padding, so that it stays zero from image to image.
 class Pool {
@@ -43,8 +46,11 @@ class Pool {
   Plane codes(int rows) { return rows_of(shape_.atoms, widths_.code, widths_.margin, rows, shape_.code_height); }
 
   // Phased rows of an image.
-  Plane image(int rows) {
-    return rows_of(shape_.channels * shape_.stride_width, widths_.phase, 0, rows, shape_.height);
+  Plane image(int rows) { return image(rows, shape_.height); }
+
+  // Room for the image rows that pairs of code rows combine; none where there are no pairs.
+  float* combined(const PairedTaps& pairs) {
+    return pairs.rows() ? image(kPairsAtATime * pairs.rows(), kPairsAtATime * pairs.rows()).base : nullptr;
   }
 
   float* floats(int64_t count) {
@@ -54,12 +60,14 @@ class Pool {
 
   // Zeros to stand for a row beyond an image or a code; column 0 of a code row has its margin before it.
   const float* zero_row() {
-    const int64_t image = static_cast<int64_t>(shape_.channels) * shape_.stride_width * widths_.phase;
+    const int64_t image = whole_vectors(static_cast<int64_t>(shape_.channels) * shape_.stride_width * widths_.phase);
     const int64_t code = static_cast<int64_t>(shape_.atoms) * widths_.code;
     return floats(std::max(image, code) + 2 * widths_.margin + 16) + widths_.margin;
   }
 
  private:
+  Plane image(int rows, int all) { return rows_of(shape_.channels * shape_.stride_width, widths_.phase, 0, rows, all); }
+
   Plane rows_of(int channels, int width, int margin, int rows, int all) {
     Plane plane;
     int slots = all;
@@ -69,7 +77,7 @@ class Pool {
       plane.mask = slots - 1;
     }
     plane.channel_stride = width;
-    plane.row_stride = static_cast<int64_t>(channels) * width;
+    plane.row_stride = whole_vectors(static_cast<int64_t>(channels) * width);
     plane.base = floats(plane.row_stride * std::max(slots, 1) + 2 * margin + 16) + margin;
     return plane;
   }
@@ -82,9 +90,10 @@ class Pool {
 // The dictionary (K, M, kH, kW), any strides, in the kernels' orders.
 class DictionaryPack {
  public:
-  // The analysis takes the atoms times `scale`.
+  // The analysis takes the atoms times `scale`, and computes code rows in pairs where that is wanted and saves
+  // products.
   DictionaryPack(const Strided& atoms, int64_t atom_stride, float scale, const Shape& s, const Widths& widths,
-                 const Kernels& kernels);
+                 const Kernels& kernels, bool pairs);
 
   const PackedDictionary& view() const { return view_; }
   float at(int k, int m, int dy, int dx) const {
@@ -92,8 +101,12 @@ class DictionaryPack {
   }
 
  private:
+  // The combined rows of pairs_, and their weights.
+  void pair_taps(const Shape& s, float scale, int block);
+
   int channels_, kernel_height_, kernel_width_;
-  std::vector<float> plain_, analysis_, synthesis_;
+  std::vector<float> plain_, analysis_, paired_, synthesis_;
+  std::vector<PairRow> pairs_;
   std::vector<int> offsets_;
   std::vector<PhaseTaps> phases_;
   PackedDictionary view_;

@@ -1,0 +1,137 @@
+// Code rows two by two, with fewer products than one by one.
+//
+// Two neighbouring rows of codes see the same rows of the image, one row apart. With three taps g0 g1 g2 below each
+// other and four rows d0 d1 d2 d3 of the image, Winograd's minimal filtering F(2, 3) takes four products for six,
+//
+//   difference = (d2 - d1) (g0 - g1 + g2) / 2     upper = (d0 - d2) g0
+//   sum        = (d1 + d2) (g0 + g1 + g2) / 2     lower = (d3 - d1) g2
+//   first row  = upper + sum + difference         second row = lower + sum - difference
+//
+// and with two taps three for four: sum = d1 (g0 + g1), upper = (d0 - d1) g0, lower = (d2 - d1) g1. Any kernel is cut
+// into threes, twos and ones, of each phase of its stride (see pair_taps). Only rows of the image are combined, a few
+// of them for all the atoms.
+//
+// A pair that sees NaN or infinity is computed row by row: differences would spread them.
+
+// The image's rows of a pair of code rows from `row` on, combined; false where they are not all finite.
+static inline bool combine_rows(const AnalysisBlock& b, int row, float* to) {
+  const PairedTaps& pairs = b.dictionary.pairs;
+  const int64_t width = b.image.row_stride;
+  const int first = row * b.shape.stride_height - b.shape.top;
+  Vec check = {};
+  for (int i = 0; i < pairs.rows(); ++i, to += width) {
+    const PairRow& pair = pairs.list[i];
+    const int h = first + pair.row, g = first + pair.other;
+    const float* one = h >= 0 && h < b.shape.height ? b.image.row(h) : b.zeros;
+    const float* other = g >= 0 && g < b.shape.height ? b.image.row(g) : b.zeros;
+    for (int64_t w = 0; w < width; w += kLanes) {
+      const Vec value = load(one + w) + pair.sign * load(other + w);
+      check += 0 * value;
+      store(to + w, value);
+    }
+  }
+  return sum(check) == 0;
+}
+
+// Adds the products of `rows` combined rows.
+template <int A, int V>
+static inline void add_rows(const AnalysisBlock& b, const float* (&pixels)[V], int rows, const float*& weights,
+                            Vec (&sums)[A][V]) {
+  for (int i = 0; i < rows; ++i) {
+    add_products<A, V>(b.dictionary, pixels, weights, sums);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) pixels[v] += b.image.row_stride;
+  }
+}
+
+// A vector of each row of a pair: where the codes go, and the combined rows at its column.
+struct PairPositions {
+  static constexpr int kMost = 64;
+  CodePosition first[kMost], second[kMost];
+  const float* rows[kMost];
+  int count = 0;
+  alignas(kLanes * 4) float waiting[kAtoms * kVectors * kLanes];  // Sums of the second row.
+};
+
+// A atoms x V vectors of both rows. The second row's wait in memory for their last products.
+template <int A, int V>
+static void pair_registers(const AnalysisBlock& b, PairPositions& at, int from, int atom, const float* weights) {
+  const PairedTaps& pairs = b.dictionary.pairs;
+  const float* pixels[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) pixels[v] = at.rows[from + v];
+  float* const waiting = at.waiting;
+  Vec sums[A][V];
+  clear(sums);
+  add_rows<A, V>(b, pixels, pairs.differences, weights, sums);
+#pragma GCC unroll 8
+  for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) store(waiting + (a * V + v) * kLanes, sums[a][v] + sums[a][v]);
+  add_rows<A, V>(b, pixels, pairs.sums, weights, sums);
+#pragma GCC unroll 8
+  for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      float* second = waiting + (a * V + v) * kLanes;
+      store(second, sums[a][v] - load(second));
+    }
+  add_rows<A, V>(b, pixels, pairs.upper, weights, sums);
+  finish<A, V>(b.epilogue, at.first + from, atom, sums);
+#pragma GCC unroll 8
+  for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sums[a][v] = load(waiting + (a * V + v) * kLanes);
+  add_rows<A, V>(b, pixels, pairs.lower, weights, sums);
+  finish<A, V>(b.epilogue, at.second + from, atom, sums);
+}
+
+template <int A, int V>
+static void pair_positions(const AnalysisBlock& b, PairPositions& at, int from, int atom, const float* weights) {
+  for (; from + V <= at.count; from += V) pair_registers<A, V>(b, at, from, atom, weights);
+  if constexpr (V > 1) {
+    if (from < at.count) pair_positions<A, smaller(V - 1)>(b, at, from, atom, weights);
+  }
+}
+
+template <int A>
+static void pair_atoms(const AnalysisBlock& b, PairPositions& at, int atom, const float* weights) {
+  const int per_atom = b.dictionary.row_taps * b.dictionary.pairs.rows();
+  for (; atom + A <= b.shape.atoms; atom += A, weights += A * per_atom)
+    pair_positions<A, kVectors>(b, at, 0, atom, weights);
+  if constexpr (A > 1) {
+    if (atom < b.shape.atoms) pair_atoms<smaller(A - 1)>(b, at, atom, weights);
+  }
+}
+
+// Code rows [begin, end), where `begin` is even and `end` is, or is the end of the code.
+static void analysis(const AnalysisBlock& b, int begin, int end) {
+  if (!b.combined) return analysis_rows(b, begin, end);
+  const PairedTaps& pairs = b.dictionary.pairs;
+  const int64_t size = pairs.rows() * b.image.row_stride;
+  PairPositions at;
+  const auto flush = [&] {
+    if (at.count) pair_atoms<kAtoms>(b, at, 0, pairs.weights);
+    at.count = 0;
+  };
+  for (int row = begin, found = 0; row < end; row += 2) {
+    float* rows = b.combined + found * size;
+    if (row + 1 == end || !combine_rows(b, row, rows)) {
+      analysis_rows(b, row, row + 1 == end ? end : row + 2);
+      continue;
+    }
+    for (int column = 0; column < b.shape.code_width; column += kLanes) {
+      const int left = b.shape.code_width - column, lanes = left < kLanes ? left : kLanes;
+      at.first[at.count] = {row, column, lanes};
+      at.second[at.count] = {row + 1, column, lanes};
+      at.rows[at.count++] = rows + column;
+      if (at.count == PairPositions::kMost) flush();
+    }
+    if (++found == kPairsAtATime) {
+      flush();
+      found = 0;
+    }
+  }
+  flush();
+  if (b.epilogue.stream) streamed();
+}

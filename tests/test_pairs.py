@@ -1,0 +1,77 @@
+"""Code rows that the stem kernels compute two by two (csrc/cpu/pairs.h): every kernel, stride and end of a code."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from helpers import BACKENDS, Problem, assert_error, assert_gradients, random_problem, ways
+
+from csc_kernels import native
+
+pytestmark = pytest.mark.parametrize("backend", ("native",), indirect=True)
+
+ISAS = native.build_info()["isa_available"] if "native" in BACKENDS else []
+
+# Threes, twos and ones below each other, of every phase of a stride.
+TALL = [(height, stride) for height, stride in itertools.product(range(2, 9), (1, 2, 3)) if height > stride]
+
+
+def problem(height: int, stride: int, rows: int, columns: int, seed: int = 0, **options) -> Problem:
+    options = {"channels": 1 + (height + rows) % 4, "atoms": 11, "batch": 2, "n_iter": 2} | options
+    return random_problem(
+        dtype=torch.float32, size=(rows, columns), kernel=(height, 3), stride=(stride, 1 + seed % 2),
+        padding=(height // 2, 1), lmbda=0.02, seed=seed, margin=1e-6, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("columns", (9, 70))  # A part of a vector, and several of them.
+@pytest.mark.parametrize("height, stride", TALL)
+def test_every_kernel_obeys_the_rule(backend: str, height: int, stride: int, columns: int, isa: str) -> None:
+    with native.use_isa(isa):
+        for rows in (height, 13, 14):
+            one = problem(height, stride, rows, columns, seed=rows)
+            assert_error(one.solve(), ways(Problem.plain, one), one.to(torch.float64).plain())
+
+
+@pytest.mark.parametrize("momentum", ("fista", "none", "sdnet"))
+@pytest.mark.parametrize("height, stride", TALL)
+def test_gradients_of_every_kernel_obey_the_rule(backend: str, height: int, stride: int, momentum: str) -> None:
+    for rows in (11, 12):
+        one = problem(height, stride, rows, 18, seed=rows, n_iter=3, momentum=momentum, z0=rows == 11)
+        assert_gradients(Problem.solve, Problem.plain, one)
+
+
+@pytest.mark.parametrize("height, stride", ((3, 1), (4, 1), (5, 2), (7, 3)))
+@pytest.mark.parametrize("rows", (45, 46, 47, 48))
+def test_bands_of_an_image_end_where_pairs_do(backend: str, height: int, stride: int, rows: int) -> None:
+    one = problem(height, stride, rows, 10, batch=1, n_iter=3)
+    alone = one.solve()
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        assert torch.equal(one.solve(), alone)
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))
+@pytest.mark.parametrize("row", (0, 1, 6, 7, 12))
+@pytest.mark.parametrize("height, stride", ((2, 1), (3, 1), (5, 2), (7, 1)))
+def test_what_is_not_finite_goes_no_further_than_row_by_row(
+    backend: str, height: int, stride: int, row: int, value: float
+) -> None:
+    """3e38 is finite, and the sum of two rows of it is not."""
+    one = problem(height, stride, 13, 20, n_iter=1)
+    one.x[0, 0, row : row + 2, 5] = value
+    found, expected = one.solve(), one.plain()
+    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(kind(found), kind(expected))
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf))
+def test_an_atom_that_is_not_finite_is_computed_row_by_row(backend: str, value: float) -> None:
+    one = problem(3, 1, 13, 20, n_iter=1)
+    one.dictionary[2, 0, 1, 1] = value
+    found = one.solve()
+    with native.use_path("direct"):
+        torch.testing.assert_close(found, one.solve(), rtol=0, atol=0, equal_nan=True)
