@@ -22,8 +22,8 @@ STABLE_TORCH_LIBRARY(csc_native, m) {
       "Tensor? threshold, Tensor? divisor, bool nonneg, Tensor? previous, float beta, Tensor(a!) code, "
       "Tensor(b!)? point) -> ()");
   m.def(
-      "correlation(Tensor image, Tensor code, Tensor dictionary, int[] stride, int[] pads, Tensor(a!) result) "
-      "-> ()");
+      "correlation(Tensor image, Tensor code, Tensor dictionary, int[] stride, int[] pads, bool pairs, "
+      "Tensor(a!) result) -> ()");
   m.def(
       "winograd(Tensor input, Tensor weights, int side, int top, int left, Tensor? threshold, Tensor? addend, "
       "bool relu, Tensor(b!)? seconds, Tensor(a!) output) -> ()");

@@ -75,3 +75,21 @@ def test_an_atom_that_is_not_finite_is_computed_row_by_row(backend: str, value: 
     found = one.solve()
     with native.use_path("direct"):
         torch.testing.assert_close(found, one.solve(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))
+@pytest.mark.parametrize("rows", (12, 13))
+def test_a_gradient_that_is_not_finite_is_computed_row_by_row(backend: str, rows: int, value: float) -> None:
+    """In x or in the output's gradient; 3e38 is finite, and the sum of two rows of it is not."""
+    one, struck = problem(3, 1, rows, 20), problem(3, 1, rows, 20)
+    struck.x[0, 0, 4:6, 5] = value
+    grad = torch.ones_like(one.solve())
+    far = grad.clone()
+    far[0, :, 5, 4] = value
+    for each, upstream in ((struck, grad), (one, far)):
+        each.dictionary.requires_grad_()
+        (found,) = torch.autograd.grad(each.solve(), each.dictionary, upstream)
+        with native.use_path("direct"):
+            (expected,) = torch.autograd.grad(each.solve(), each.dictionary, upstream)
+        for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(kind(found), kind(expected))

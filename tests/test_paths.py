@@ -223,6 +223,8 @@ def test_what_an_evaluation_keeps_of_its_dictionary_serves_images_of_any_shape(
     layer = csc.CSCConv2d(20, 24, kernel, padding=kernel // 2, dtype=dtype).eval()
     generator = torch.Generator().manual_seed(0)
     options = {"lmbda": layer.lmbda, "step_size": layer.step_size, "padding": kernel // 2}
+    # Of a number between two of bfloat16's, rounding errors of any size make one or the other.
+    close = {} if dtype == torch.float32 else {"rtol": 0.016, "atol": 1e-3}
     with torch.no_grad(), forced(path):
         layer(torch.zeros(1, 20, 9, 12, dtype=dtype))  # The step size is that of the largest image so far.
         for shape in ((2, 20, 8, 9), (1, 20, 5, 5), (0, 20, 5, 5), (2, 20, 8, 9), (3, 20, 9, 12)):
@@ -230,7 +232,7 @@ def test_what_an_evaluation_keeps_of_its_dictionary_serves_images_of_any_shape(
             expected = csc.fista(x, layer.dictionary().clone(), **options)
             assert torch.equal(layer(x), expected)
             with native.use_isa(ISAS[-1]):
-                torch.testing.assert_close(layer(x), expected)
+                torch.testing.assert_close(layer(x), expected, **close)
 
 
 # The choice.

@@ -75,7 +75,7 @@ def analysis(r, dictionary, stride, pads, scale, base=None):
 def correlation(r, code, dictionary, stride, pads):
     """The gradient of <A' r, code> with respect to the dictionary, float32."""
     result = torch.zeros(dictionary.shape, dtype=torch.float32)
-    torch.ops.csc_native.correlation(r, code, dictionary, stride, pads, result)
+    torch.ops.csc_native.correlation(r, code, dictionary, stride, pads, takes_pairs(), result)
     return result
 
 

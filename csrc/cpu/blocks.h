@@ -33,8 +33,8 @@ struct PairedTaps {
   int rows() const { return differences + sums + upper + lower; }
 };
 
-// Pairs of code rows whose combined rows are held at once.
-constexpr int kPairsAtATime = 4;
+// Pairs of code rows whose combined rows an analysis holds at once, and a correlation at most.
+constexpr int kPairsAtATime = 4, kPairsToCorrelate = 32;
 
 // A dictionary in the orders that the kernels read it in.
 struct PackedDictionary {
@@ -97,7 +97,10 @@ struct CorrelationBlock {
   const PackedDictionary& dictionary;
   Plane image;
   Plane code;
-  float* sums;  // [taps][K][lanes], added to.
+  const float* zeros;         // Stands for rows beyond the image, and for a code row beyond the last.
+  float* sums;                // [taps][K][lanes], or [combined rows][row_taps][K][lanes] of pairs, added to.
+  float* combined = nullptr;  // Room for the combined rows of so many pairs; none: row by row.
+  int room = 0;
 };
 
 // Sums over code rows of gradient * sign(code) and gradient * code: [K] each, added to.

@@ -1,28 +1,48 @@
 // The dictionary's gradient: sums over positions of image * code, one vector of partial sums per entry.
+//
+// Row by row, or two code rows at once: with the combined rows of the image of pairs.h and the codes c0, c1 of a pair,
+// the sums of (c0 - c1) * difference, (c0 + c1) * sum, c0 * upper and c1 * lower are the gradients of the weights
+// there, of which DictionaryPack::add_sums makes those of the taps.
 
-// A atoms x T taps of one kernel row in registers: they share their row of the image.
-template <int A, int T>
-static void correlation_registers(const CorrelationBlock& b, int begin, int end, int atom, int kernel_row, int tap) {
-  const Shape& s = b.shape;
+// What one line of products is made of: a row of the image, and a row of codes or two of them.
+struct Line {
+  const float *pixels, *code, *other;
+};
+
+// The lines of each row of a kernel, or of each combined row.
+struct Lines {
+  static constexpr int kMost = 2048;
+  Line lines[kMost];
+  int starts[2 * kMostKernelRows + 1];
+};
+
+// A atoms x T taps of one kernel row in registers: they share their row of the image. The codes are
+// code + Sign * other.
+template <int A, int T, int Sign>
+static void correlation_registers(const CorrelationBlock& b, const Line* line, const Line* end, int atom, int row,
+                                  int tap) {
   int64_t offsets[T];
 #pragma GCC unroll 16
   for (int t = 0; t < T; ++t) offsets[t] = b.dictionary.offsets[tap + t];
   const int64_t channel_stride = b.code.channel_stride;
-  const int columns = s.code_width;
+  const int columns = b.shape.code_width;
   Vec sums[A][T];
 #pragma GCC unroll 16
   for (int a = 0; a < A; ++a)
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) sums[a][t] = Vec{};
-  for (int row = begin; row < end; ++row) {
-    const int h = row * s.stride_height + kernel_row - s.top;
-    if (h < 0 || h >= s.height) continue;
-    const float* codes = b.code.row(row) + atom * channel_stride;
-    const float* pixels = b.image.row(h);
-    for (int column = 0; column < columns; column += kLanes, codes += kLanes, pixels += kLanes) {
+  for (; line < end; ++line) {
+    const float* codes = line->code + atom * channel_stride;
+    const float* others = line->other + atom * channel_stride;
+    const float* pixels = line->pixels;
+    for (int column = 0; column < columns; column += kLanes, codes += kLanes, others += kLanes, pixels += kLanes) {
       Vec z[A];
 #pragma GCC unroll 16
-      for (int a = 0; a < A; ++a) z[a] = load(codes + a * channel_stride);
+      for (int a = 0; a < A; ++a) {
+        z[a] = load(codes + a * channel_stride);
+        if (Sign > 0) z[a] += load(others + a * channel_stride);
+        if (Sign < 0) z[a] -= load(others + a * channel_stride);
+      }
 #pragma GCC unroll 16
       for (int t = 0; t < T; ++t) {
         Vec x = load(pixels + offsets[t]);
@@ -32,49 +52,106 @@ static void correlation_registers(const CorrelationBlock& b, int begin, int end,
       }
     }
   }
-  const int first = kernel_row * b.dictionary.row_taps + tap;
+  const int first = row * b.dictionary.row_taps + tap;
 #pragma GCC unroll 16
   for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 16
     for (int a = 0; a < A; ++a) {
-      float* to = b.sums + (static_cast<int64_t>(first + t) * s.atoms + atom + a) * kLanes;
+      float* to = b.sums + (static_cast<int64_t>(first + t) * b.shape.atoms + atom + a) * kLanes;
       store(to, load(to) + sums[a][t]);
     }
   }
 }
 
 // `taps` of one kernel row, at most T.
-template <int A, int T>
-static void correlation_taps(const CorrelationBlock& b, int begin, int end, int atom, int kernel_row, int tap,
-                             int taps) {
-  if (taps == T) return correlation_registers<A, T>(b, begin, end, atom, kernel_row, tap);
-  if constexpr (T > 1) correlation_taps<A, T - 1>(b, begin, end, atom, kernel_row, tap, taps);
+template <int A, int T, int Sign>
+static void correlation_taps(const CorrelationBlock& b, const Lines& lines, int atom, int row, int tap, int taps) {
+  if (taps == T)
+    return correlation_registers<A, T, Sign>(b, lines.lines + lines.starts[row], lines.lines + lines.starts[row + 1],
+                                             atom, row, tap);
+  if constexpr (T > 1) correlation_taps<A, T - 1, Sign>(b, lines, atom, row, tap, taps);
 }
 
-// All taps of A atoms, whose codes stay in the first cache. A kernel row is cut into as few blocks as can be, of
-// nearly one size.
-template <int A, int T>
-static void correlation_rows(const CorrelationBlock& b, int begin, int end, int atom) {
+// All taps of A atoms in rows [row, end). A row is cut into as few blocks as can be, of nearly one size.
+template <int A, int T, int Sign>
+static void correlation_rows(const CorrelationBlock& b, const Lines& lines, int atom, int row, int end) {
   const int taps = b.dictionary.row_taps, blocks = (taps + T - 1) / T;
-  for (int kernel_row = 0; kernel_row < b.shape.kernel_height; ++kernel_row) {
+  for (; row < end; ++row) {
     for (int block = 0; block < blocks; ++block) {
       const int tap = taps * block / blocks, next = taps * (block + 1) / blocks;
-      correlation_taps<A, T>(b, begin, end, atom, kernel_row, tap, next - tap);
+      correlation_taps<A, T, Sign>(b, lines, atom, row, tap, next - tap);
     }
   }
 }
 
+// All rows of A atoms, whose codes stay in the first cache.
 template <int A, int T>
-static void correlation_atoms(const CorrelationBlock& b, int begin, int end) {
+static void correlation_kinds(const CorrelationBlock& b, const Lines& lines, int atom) {
+  const PairedTaps& pairs = b.dictionary.pairs;
+  if (!b.combined) return correlation_rows<A, T, 0>(b, lines, atom, 0, b.shape.kernel_height);
+  const int both = pairs.differences + pairs.sums;
+  correlation_rows<A, T, -1>(b, lines, atom, 0, pairs.differences);
+  correlation_rows<A, T, 1>(b, lines, atom, pairs.differences, both);
+  correlation_rows<A, T, 0>(b, lines, atom, both, pairs.rows());
+}
+
+template <int A, int T>
+static void correlation_atoms(const CorrelationBlock& b, const Lines& lines) {
   int atom = 0;
-  for (; atom + A <= b.shape.atoms; atom += A) correlation_rows<A, T>(b, begin, end, atom);
-  for (; atom < b.shape.atoms; ++atom) correlation_rows<1, T>(b, begin, end, atom);
+  for (; atom + A <= b.shape.atoms; atom += A) correlation_kinds<A, T>(b, lines, atom);
+  for (; atom < b.shape.atoms; ++atom) correlation_kinds<1, T>(b, lines, atom);
+}
+
+// Lines of code rows [begin, end) for each kernel row; what lies outside the image adds nothing.
+static void lines_of_rows(const CorrelationBlock& b, int begin, int end, Lines& lines) {
+  const Shape& s = b.shape;
+  int count = 0;
+  for (int kernel_row = 0; kernel_row < s.kernel_height; ++kernel_row) {
+    lines.starts[kernel_row] = count;
+    for (int row = begin; row < end; ++row) {
+      const int h = row * s.stride_height + kernel_row - s.top;
+      if (h >= 0 && h < s.height) lines.lines[count++] = {b.image.row(h), b.code.row(row), b.zeros};
+    }
+  }
+  lines.starts[s.kernel_height] = count;
+}
+
+// Lines of the pairs in code rows [begin, end) for each combined row. A last row that has no second adds nothing
+// where the second is read alone, and beside it nothing is added.
+static void lines_of_pairs(const CorrelationBlock& b, int begin, int end, Lines& lines) {
+  const PairedTaps& pairs = b.dictionary.pairs;
+  const int64_t width = b.image.row_stride, size = pairs.rows() * width;
+  for (int row = begin; row < end; row += 2) combine_rows(b, row, b.combined + (row - begin) / 2 * size);
+  const int second = pairs.rows() - pairs.lower;
+  int count = 0;
+  for (int i = 0; i < pairs.rows(); ++i) {
+    lines.starts[i] = count;
+    for (int row = begin; row < end; row += 2) {
+      const bool lone = row + 1 == end;
+      const float* pixels = b.combined + (row - begin) / 2 * size + i * width;
+      const float *code = b.code.row(row), *other = lone ? b.zeros : b.code.row(row + 1);
+      if (i < second)
+        lines.lines[count++] = {pixels, code, other};
+      else if (!lone)
+        lines.lines[count++] = {pixels, other, code};
+    }
+  }
+  lines.starts[pairs.rows()] = count;
 }
 
 // Adds the positions of code rows [begin, end).
 static void correlation(const CorrelationBlock& b, int begin, int end) {
-  if (b.dictionary.row_taps <= kRowTaps)
-    correlation_atoms<kRowAtoms, kRowTaps>(b, begin, end);
-  else
-    correlation_atoms<kLongRowAtoms, kLongRowTaps>(b, begin, end);
+  const int rows = b.combined ? 2 * b.room : Lines::kMost / kMostKernelRows;
+  for (; begin < end; begin += rows) {
+    Lines lines;
+    const int stop = begin + rows < end ? begin + rows : end;
+    if (b.combined)
+      lines_of_pairs(b, begin, stop, lines);
+    else
+      lines_of_rows(b, begin, stop, lines);
+    if (b.dictionary.row_taps <= kRowTaps)
+      correlation_atoms<kRowAtoms, kRowTaps>(b, lines);
+    else
+      correlation_atoms<kLongRowAtoms, kLongRowTaps>(b, lines);
+  }
 }

@@ -60,10 +60,14 @@ class Reverse {
       stage.image = pool_.image(pixel_rows);
     }
     if (wanted.image) total_ = pool_.image(s_.height);
-    if (wanted.dictionary) sums_ = pool_.floats(static_cast<int64_t>(s_.taps()) * s_.atoms * kernels_.lanes);
+    if (wanted.dictionary) {
+      sums_ = pool_.floats(solve.dictionary.sums() * kernels_.lanes);
+      room_ = std::min(block_ / 2, kPairsToCorrelate);
+      combined_ = pool_.combined(solve.dictionary.view().pairs, room_);
+    }
   }
 
-  // What its samples add to the dictionary's gradient, in the kernels' order: [taps][K][lanes].
+  // What its samples add to the dictionary's gradient, in the kernels' order.
   const float* sums() const { return sums_; }
 
   // penalty: [2][K], sums of sign(z) G and z G of this sample.
@@ -188,7 +192,8 @@ class Reverse {
   }
 
   void correlate(const Plane& image, const Plane& code, int begin, int end) {
-    kernels_.correlation({s_, solve_.dictionary.view(), image, code, sums_}, begin, end);
+    kernels_.correlation({s_, solve_.dictionary.view(), image, code, iterates_.zeros(), sums_, combined_, room_}, begin,
+                         end);
   }
 
   void clear(const Plane& codes, int begin, int end) {
@@ -214,7 +219,8 @@ class Reverse {
   Iterates iterates_;
   std::vector<Stage> stages_;
   Plane total_, gradient_rows_, code_rows_;
-  float* sums_ = nullptr;
+  float *sums_ = nullptr, *combined_ = nullptr;
+  int room_ = 0;
   float* penalty_ = nullptr;
   Strided gradient_, z_, grad_z0_;
   const Penalty* divisor_ = nullptr;
@@ -250,8 +256,11 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
     }
   });
   if (!grad_dictionary) return;
-  for (const auto& reverse : reverses)  // In the order of the samples: the same bits every time.
-    add_sums(reverse->sums(), kernels.lanes, s, static_cast<float*>(grad_dictionary->data_ptr()));
+  std::vector<const float*> sums;  // In the order of the samples: the same bits every time.
+  for (const auto& reverse : reverses) sums.push_back(reverse->sums());
+  if (add_finite(pack, sums, kernels.lanes, *grad_dictionary, pairs)) return;
+  fista_backward(gradient, x, dictionary, threshold, divisor, step_size, z0, mask, stride, pads, false, nonneg,
+                 gradient_at_code, weights, z, {}, {}, {}, grad_dictionary);
 }
 
 }  // namespace

@@ -41,7 +41,7 @@ class Iterates {
   Iterates(const Solve& solve, Pool& pool, int block, int last, const Ahead& ahead)
       : solve_(solve), s_(solve.shape), block_(block), iterations_(solve.options.n_iter() + 1) {
     zeros_ = pool.zero_row();
-    combined_ = pool.combined(solve.dictionary.view().pairs);
+    combined_ = pool.combined(solve.dictionary.view().pairs, kPairsAtATime);
     image_ = masked_image_ = pool.image(s_.height);
     if (solve.masked) {
       mask_ = pool.image(s_.height);

@@ -29,9 +29,10 @@ constexpr int smaller(int block) { return block > 4 ? 4 : block > 2 ? 2 : 1; }
 #include "vector.h"
 
 #include "analysis.h"
-#include "correlation.h"
 #include "elementwise.h"
 #include "pairs.h"
+
+#include "correlation.h"
 #include "synthesis.h"
 #include "winograd_kernels.h"
 

@@ -44,7 +44,9 @@ struct Planes {
   float *sums = nullptr, *combined;
 
   explicit Planes(const Pass& pass)
-      : pool(pass.s, pass.widths), zeros(pool.zero_row()), combined(pool.combined(pass.pack.view().pairs)) {}
+      : pool(pass.s, pass.widths),
+        zeros(pool.zero_row()),
+        combined(pool.combined(pass.pack.view().pairs, kPairsAtATime)) {}
 };
 
 // result = mask * (x - A z), or mask * scale * A z without x.
@@ -122,23 +124,29 @@ void analysis(Tensor image, Tensor dictionary, std::vector<int64_t> stride, std:
 
 // result (K, M, kH, kW), float32, contiguous, zeros: += the gradient of <A' image, code> in the dictionary.
 void correlation(Tensor image, Tensor code, Tensor dictionary, std::vector<int64_t> stride, std::vector<int64_t> pads,
-                 Tensor result) {
+                 bool pairs, Tensor result) {
   const Pass pass(shape_of(image.size(0), image.size(1), image.size(2), image.size(3), dictionary, stride, pads),
-                  dictionary, 1.0);
+                  dictionary, 1.0, pairs);
   const Shape& s = pass.s;
   if (s.batch == 0) return;
+  const int room = std::min((s.code_height + 1) / 2, kPairsToCorrelate);
   std::vector<std::unique_ptr<Planes>> states;
   pass.each_sample(states, [&](int64_t n, Planes& p) {
     if (!p.image) {
       p.image = p.pool.image(s.height);
       p.codes = p.pool.codes(s.code_height);
-      p.sums = p.pool.floats(static_cast<int64_t>(s.taps()) * s.atoms * pass.kernels.lanes);
+      p.sums = p.pool.floats(pass.pack.sums() * pass.kernels.lanes);
+      p.combined = p.pool.combined(pass.pack.view().pairs, room);
     }
     read_image(sample(image, n), p.image, s, pass.widths);
     pass.kernels.read_codes(sample(code, n), p.codes, s, 0, s.code_height);
-    pass.kernels.correlation({s, pass.pack.view(), p.image, p.codes, p.sums}, 0, s.code_height);
+    pass.kernels.correlation({s, pass.pack.view(), p.image, p.codes, p.zeros, p.sums, p.combined, room}, 0,
+                             s.code_height);
   });
-  for (const auto& state : states) add_sums(state->sums, pass.kernels.lanes, s, static_cast<float*>(result.data_ptr()));
+  std::vector<const float*> sums;
+  for (const auto& state : states) sums.push_back(state->sums);
+  if (!add_finite(pass.pack, sums, pass.kernels.lanes, result, pairs))
+    correlation(image, code, dictionary, stride, pads, false, result);
 }
 
 }  // namespace

@@ -14,7 +14,8 @@
 // A pair that sees NaN or infinity is computed row by row: differences would spread them.
 
 // The image's rows of a pair of code rows from `row` on, combined; false where they are not all finite.
-static inline bool combine_rows(const AnalysisBlock& b, int row, float* to) {
+template <typename Block>
+static inline bool combine_rows(const Block& b, int row, float* to) {
   const PairedTaps& pairs = b.dictionary.pairs;
   const int64_t width = b.image.row_stride;
   const int first = row * b.shape.stride_height - b.shape.top;

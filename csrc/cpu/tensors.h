@@ -7,11 +7,12 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <vector>
 
-#include "blocks.h"
+#include "workspace.h"
 
 namespace csc {
 
@@ -98,6 +99,20 @@ struct Penalty {
 
   bool divides() const { return values || map; }
 };
+
+// Adds what the correlations of all tasks found to a contiguous gradient of the dictionary; nothing, and false, where
+// pairs of rows found NaN or infinity: differences spread them.
+inline bool add_finite(const DictionaryPack& pack, const std::vector<const float*>& sums, int lanes, const Tensor& to,
+                       bool pairs) {
+  std::vector<float> gradient(to.numel());
+  for (const float* one : sums) pack.add_sums(one, lanes, gradient.data());
+  bool finite = true;
+  for (const float value : gradient) finite = finite && std::isfinite(value);
+  if (pairs && !finite) return false;
+  float* entries = static_cast<float*>(to.data_ptr());
+  for (size_t i = 0; i < gradient.size(); ++i) entries[i] += gradient[i];
+  return true;
+}
 
 // Runs task(i) for i in [0, count) on torch's threads.
 template <typename Task>

@@ -41,7 +41,7 @@ void each_pixel(const Shape& s, const Widths& widths, Visit visit) {
 
 DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float scale, const Shape& s,
                                const Widths& widths, const Kernels& kernels, bool pairs)
-    : channels_(s.channels), kernel_height_(s.kernel_height), kernel_width_(s.kernel_width) {
+    : atoms_(s.atoms), channels_(s.channels), kernel_height_(s.kernel_height), kernel_width_(s.kernel_width) {
   plain_.reserve(static_cast<size_t>(s.atoms) * s.taps());
   for (int k = 0; k < s.atoms; ++k)
     for (int m = 0; m < s.channels; ++m)
@@ -82,6 +82,8 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
   for (size_t i = 0; i < phases_.size(); ++i) phases_[i].weights = synthesis_.data() + starts[i];
 
   if (pairs) pair_taps(s, scale, kernels.atoms);
+  if (products_.empty())
+    for (int dy = 0; dy < s.kernel_height; ++dy) products_.push_back({{}, {dy, dy, dy}, {1, 0, 0}});
   view_.row_taps = s.channels * s.kernel_width;
   view_.offsets = offsets_.data();
   view_.phase_stride = widths.phase;
@@ -94,12 +96,6 @@ void DictionaryPack::pair_taps(const Shape& s, float scale, int block) {
   if (s.kernel_height <= s.stride_height) return;
   for (const float value : plain_)
     if (!std::isfinite(value)) return;
-  // A combined row, and the taps dy that its weights are a combination of.
-  struct Product {
-    PairRow row;
-    int taps[3];
-    double weights[3];
-  };
   enum { difference, sum, upper, lower };
   std::vector<Product> products[4];
   for (int phase = 0; phase < s.stride_height; ++phase) {
@@ -130,19 +126,18 @@ void DictionaryPack::pair_taps(const Shape& s, float scale, int block) {
       tap = at(taken);
     }
   }
-  for (const auto& group : products)
-    for (const Product& product : group) pairs_.push_back(product.row);
+  for (const auto& group : products) products_.insert(products_.end(), group.begin(), group.end());
+  for (const Product& product : products_) pairs_.push_back(product.row);
   for (int atom = 0; atom < s.atoms; atom += block) {
     while (atom + block > s.atoms) block = block > 4 ? 4 : block / 2;
-    for (const auto& group : products)
-      for (const Product& p : group)
-        for (int m = 0; m < s.channels; ++m)
-          for (int dx = 0; dx < s.kernel_width; ++dx)
-            for (int a = 0; a < block; ++a) {
-              double weight = 0;
-              for (int i = 0; i < 3; ++i) weight += p.weights[i] * at(atom + a, m, p.taps[i], dx);
-              paired_.push_back(static_cast<float>(scale * weight));
-            }
+    for (const Product& p : products_)
+      for (int m = 0; m < s.channels; ++m)
+        for (int dx = 0; dx < s.kernel_width; ++dx)
+          for (int a = 0; a < block; ++a) {
+            double weight = 0;
+            for (int i = 0; i < 3; ++i) weight += p.weights[i] * at(atom + a, m, p.taps[i], dx);
+            paired_.push_back(static_cast<float>(scale * weight));
+          }
   }
   view_.pairs.differences = static_cast<int>(products[difference].size());
   view_.pairs.sums = static_cast<int>(products[sum].size());
@@ -184,14 +179,18 @@ void write_image(const Plane& from, const Strided& to, const Shape& s, const Wid
   }
 }
 
-void add_sums(const float* sums, int lanes, const Shape& s, float* gradient) {
-  const int row_taps = s.channels * s.kernel_width;
-  for (int tap = 0; tap < s.taps(); ++tap) {
-    const int dy = tap / row_taps, m = tap % row_taps / s.kernel_width, dx = tap % s.kernel_width;
-    for (int k = 0; k < s.atoms; ++k, sums += lanes) {
-      float total = 0;
-      for (int lane = 0; lane < lanes; ++lane) total += sums[lane];
-      gradient[((static_cast<int64_t>(k) * s.channels + m) * s.kernel_height + dy) * s.kernel_width + dx] += total;
+void DictionaryPack::add_sums(const float* sums, int lanes, float* gradient) const {
+  for (const Product& product : products_) {
+    for (int tap = 0; tap < view_.row_taps; ++tap) {
+      const int m = tap / kernel_width_, dx = tap % kernel_width_;
+      for (int k = 0; k < atoms_; ++k, sums += lanes) {
+        float total = 0;
+        for (int lane = 0; lane < lanes; ++lane) total += sums[lane];
+        float* column = gradient + (static_cast<int64_t>(k) * channels_ + m) * kernel_height_ * kernel_width_ + dx;
+        for (int i = 0; i < 3; ++i)
+          if (product.weights[i] != 0)
+            column[product.taps[i] * kernel_width_] += static_cast<float>(product.weights[i]) * total;
+      }
     }
   }
 }

@@ -48,9 +48,9 @@ class Pool {
   // Phased rows of an image.
   Plane image(int rows) { return image(rows, shape_.height); }
 
-  // Room for the image rows that pairs of code rows combine; none where there are no pairs.
-  float* combined(const PairedTaps& pairs) {
-    return pairs.rows() ? image(kPairsAtATime * pairs.rows(), kPairsAtATime * pairs.rows()).base : nullptr;
+  // Room for the image rows that so many pairs of code rows combine; none where there are no pairs.
+  float* combined(const PairedTaps& pairs, int count) {
+    return pairs.rows() ? image(count * pairs.rows(), count * pairs.rows()).base : nullptr;
   }
 
   float* floats(int64_t count) {
@@ -96,15 +96,28 @@ class DictionaryPack {
                  const Kernels& kernels, bool pairs);
 
   const PackedDictionary& view() const { return view_; }
+
+  // How many vectors of sums the correlation adds to, and what they add to a contiguous (K, M, kH, kW) gradient.
+  int64_t sums() const { return static_cast<int64_t>(products_.size()) * view_.row_taps * atoms_; }
+  void add_sums(const float* sums, int lanes, float* gradient) const;
+
   float at(int k, int m, int dy, int dx) const {
     return plain_[((static_cast<size_t>(k) * channels_ + m) * kernel_height_ + dy) * kernel_width_ + dx];
   }
 
  private:
-  // The combined rows of pairs_, and their weights.
+  // A combined row of the image, and the kernel rows of which its weights are a combination.
+  struct Product {
+    PairRow row;
+    int taps[3];
+    double weights[3];
+  };
+
+  // The combined rows of pairs, and their weights.
   void pair_taps(const Shape& s, float scale, int block);
 
-  int channels_, kernel_height_, kernel_width_;
+  int atoms_, channels_, kernel_height_, kernel_width_;
+  std::vector<Product> products_;  // Of pairs; or each kernel row by itself.
   std::vector<float> plain_, analysis_, paired_, synthesis_;
   std::vector<PairRow> pairs_;
   std::vector<int> offsets_;
@@ -115,8 +128,5 @@ class DictionaryPack {
 // x, a mask or a gradient of an image to and from phased rows.
 void read_image(const Strided& from, const Plane& to, const Shape& s, const Widths& widths);
 void write_image(const Plane& from, const Strided& to, const Shape& s, const Widths& widths);
-
-// Adds one task's sums of the correlation, [taps][K][lanes], to a contiguous (K, M, kH, kW) gradient.
-void add_sums(const float* sums, int lanes, const Shape& s, float* gradient);
 
 }  // namespace csc
