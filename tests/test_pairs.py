@@ -44,6 +44,29 @@ def test_gradients_of_every_kernel_obey_the_rule(backend: str, height: int, stri
         assert_gradients(Problem.solve, Problem.plain, one)
 
 
+@pytest.mark.parametrize("columns", (95, 500))  # Blocks of 18 rows, of which rings of 32 hold five steps; and of 4.
+@pytest.mark.parametrize("momentum", ("fista", "sdnet"))
+@pytest.mark.parametrize("height, stride", ((2, 1), (3, 1), (4, 1), (4, 3), (6, 1)))
+def test_rows_in_flight_are_kept_as_long_as_they_are_read(
+    backend: str, height: int, stride: int, momentum: str, columns: int
+) -> None:
+    """Of many iterates, of which each reaches further than the next."""
+    one = random_problem(
+        dtype=torch.float32, channels=1, atoms=3, batch=1, size=(130 * stride, columns), kernel=(height, 2),
+        stride=(stride, 1), padding=(1, 0), lmbda=0.02, n_iter=6, z0=True, momentum=momentum,
+    )  # fmt: skip
+    found, expected = [], []
+    for each, outputs in ((one, found), (one.to(torch.float64), expected)):
+        leaves = [each.x.requires_grad_(), each.dictionary.requires_grad_(), each.z0.requires_grad_()]
+        code = each.solve() if outputs is found else each.plain()
+        outputs += [code, *torch.autograd.grad(code.sum(), leaves)]
+    for one_found, one_expected in zip(found, expected):
+        error = (one_found - one_expected).norm() / one_expected.norm()
+        assert (
+            error < 1e-3
+        )  # A support may differ in a few entries; a row of another iterate is a difference of 0.1.
+
+
 @pytest.mark.parametrize("height, stride", ((3, 1), (4, 1), (5, 2), (7, 3)))
 @pytest.mark.parametrize("rows", (45, 46, 47, 48))
 def test_bands_of_an_image_end_where_pairs_do(backend: str, height: int, stride: int, rows: int) -> None:

@@ -49,7 +49,8 @@ class Iterates {
     }
     for (int k = first(); k <= solve.options.n_iter(); ++k) {
       Iteration& it = iterations_[k];
-      const int rows = block + ahead(k) + 1 + (solve.options.n_iter() - k + 1);  // Whole pairs, at every iterate.
+      // Ends are rounded up to whole pairs, those of every iterate after it and of every gradient.
+      const int rows = block + ahead(k) + 2 * (solve.options.n_iter() - k) + 2;
       if (k <= last) it.code = pool.codes(rows);
       it.point = solve.options.has_momentum(k) ? pool.codes(rows) : it.code;
       if (has_point(k)) it.residual = pool.image((rows + 1) * s_.stride_height + s_.kernel_height);
