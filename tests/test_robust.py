@@ -393,20 +393,20 @@ def test_a_pages_places_are_filled_from_the_files_alone(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     places = "".join(f"<!-- {part} m -->\nold\n<!-- end -->\nb\n" for part in ("claims", "noise", "cost"))
     page.write_text(f"a\n{places}")
-    document(tmp_path, page)
+    document([tmp_path], page)
     first = page.read_text()
     assert "old" not in first and "75% of the oracle's gain" in first and "Nothing yet" in first
     assert first.startswith("a\n") and "\nb\n" in first and (tmp_path / "page" / "m.png").exists()
-    document(tmp_path, page)
+    document([tmp_path], page)
     assert page.read_text() == first
 
 
 def test_a_page_that_asks_for_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("<!-- speed m -->\n<!-- end -->\n")
     with pytest.raises(UserError, match="asks for 'speed'; there is noise"):
-        document(tmp_path, tmp_path / "page.md")
+        document([tmp_path], tmp_path / "page.md")
     with pytest.raises(UserError, match="cannot read"):
-        document(tmp_path, tmp_path / "none.md")
+        document([tmp_path], tmp_path / "none.md")
 
 
 def test_only_the_last_weights_rows_are_shown() -> None:

@@ -1,6 +1,7 @@
-"""python -m sdnet.robust.document RESULTS PAGE: the tables and figures of a page, made from CSV files alone.
+"""python -m sdnet.robust.document RESULTS... PAGE: the tables and figures of a page, made from CSV files alone.
 
-RESULTS is a folder of `sdnet robust` and `sdnet attack`. PAGE is a Markdown file with places of the form
+RESULTS are folders of `sdnet robust` and `sdnet attack`, of which each place takes the first that has something of
+its model. PAGE is a Markdown file with places of the form
 
     <!-- noise MODEL --> ... <!-- end -->
 
@@ -11,7 +12,7 @@ go to a folder beside the page, of the page's name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -75,8 +76,8 @@ PARTS: dict[str, Callable[[Path, str, Path], str]] = {
 }
 
 
-def document(results: Path, page: Path) -> None:
-    """Write every place of a page anew.
+def document(results: Sequence[Path], page: Path) -> None:
+    """Write every place of a page anew, each from the first of the folders that has something for it.
 
     Raises:
         UserError: the page is missing, or asks for a part that there is not.
@@ -89,7 +90,8 @@ def document(results: Path, page: Path) -> None:
     def filled(place: re.Match[str]) -> str:
         if place[2] not in PARTS:
             raise UserError(f"{page} asks for {place[2]!r}; there is {', '.join(PARTS)}")
-        return f"{place[1]}\n{PARTS[place[2]](results, place[3], page)}\n\n{place[4]}"
+        texts = (PARTS[place[2]](folder, place[3], page) for folder in results)
+        return f"{place[1]}\n{next((text for text in texts if text != NOTHING), NOTHING)}\n\n{place[4]}"
 
     made = PLACE.sub(filled, text)
     with written_aside(page) as aside:
@@ -97,7 +99,7 @@ def document(results: Path, page: Path) -> None:
 
 
 def main(
-    results: Annotated[Path, typer.Argument(help="Folder of sdnet robust and sdnet attack.")],
+    results: Annotated[list[Path], typer.Argument(help="Folders of sdnet robust and sdnet attack.")],
     page: Annotated[Path, typer.Argument(help="A Markdown file with places to fill.")],
 ) -> None:
     """Fill the tables and figures of a page from CSV files."""
