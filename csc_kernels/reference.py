@@ -21,6 +21,8 @@ from .geometry import step_weights
 def analysis(x: Tensor, dictionary: Tensor, stride: Sequence[int], pads: Sequence[int]) -> Tensor:
     """A'(x): the correlation of x with every atom."""
     top, bottom, left, right = pads
+    if _skips_pixels(dictionary, stride):
+        return F.conv2d(_seen(x, stride, pads), dictionary)
     if top == bottom and left == right:
         return F.conv2d(x, dictionary, stride=stride, padding=(top, left))
     return F.conv2d(F.pad(x, (left, right, top, bottom)), dictionary, stride=stride)
@@ -31,6 +33,10 @@ def synthesis(
 ) -> Tensor:
     """A(z): the image of `size` that the code describes, the exact adjoint of `analysis`."""
     top, bottom, left, right = pads
+    if _skips_pixels(dictionary, stride):
+        pixels = F.conv_transpose2d(z, dictionary).unsqueeze(4).unsqueeze(3)
+        spread = F.pad(pixels, (0, stride[1] - 1, 0, 0, 0, stride[0] - 1)).flatten(4, 5).flatten(2, 3)
+        return spread[:, :, top : top + size[0], left : left + size[1]]
     kernel = dictionary.shape[2:]
     # Rows and columns at the end that no atom reaches, when the stride does not divide the size.
     rest = (
@@ -46,17 +52,27 @@ def synthesis(
 def correlation(x: Tensor, z: Tensor, dictionary: Tensor, stride: Sequence[int], pads: Sequence[int]) -> Tensor:
     """Gradient of <A'(x), z> = <x, A(z)> with respect to the dictionary."""
     top, bottom, left, right = pads
+    if x.shape[0] == 0:
+        return torch.zeros_like(dictionary)
+    if _skips_pixels(dictionary, stride):
+        return conv2d_weight(_seen(x, stride, pads), dictionary.shape, z)
     padding = (top, left)
     if not (top == bottom and left == right):
         x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
-    if x.shape[0] == 0:
-        return torch.zeros_like(dictionary)
-    if tuple(dictionary.shape[2:]) == (1, 1):
-        # Without the pixels that no code sees: where it skips them, oneDNN 3.12 for AVX2 writes beyond its result.
-        rows, columns = padding
-        x = F.pad(x, (columns, columns, rows, rows))[:, :, :: stride[0], :: stride[1]]
-        x, stride, padding = x[:, :, : z.shape[2], : z.shape[3]], (1, 1), (0, 0)
     return conv2d_weight(x, dictionary.shape, z, stride=stride, padding=padding)
+
+
+def _skips_pixels(dictionary: Tensor, stride: Sequence[int]) -> bool:
+    """1x1 atoms with a stride, whose pixels are picked first.
+
+    Where it skips them itself, oneDNN 3.12 for AVX2 writes beyond the gradient of the weights.
+    """
+    return tuple(dictionary.shape[2:]) == (1, 1) and tuple(stride) != (1, 1)
+
+
+def _seen(x: Tensor, stride: Sequence[int], pads: Sequence[int]) -> Tensor:
+    top, bottom, left, right = pads
+    return F.pad(x, (left, right, top, bottom))[:, :, :: stride[0], :: stride[1]]
 
 
 def shrink(v: Tensor, threshold: Tensor, nonneg: bool) -> Tensor:

@@ -77,13 +77,13 @@ MUTATIONS: dict[str, Table] = {
             ("weight += <<p.weights[i]>> * at", "p.weights[0]"),
             ("static_cast<float>(<<product.weights[i]>>) * total", "1.0"),
             ("column[<<product.taps[i]>> * kernel_width_]", "product.taps[0]"),
-            ("if (<<!std::isfinite(value)>>) return", "false"),
+            ("if (<<std::isfinite(weight)>>) continue", "true"),
         ],
     ),
     "tensors.h": (
         ("tests/test_pairs.py",),
         [
-            ("if (<<pairs && !finite>>) return false", "false"),
+            ("if (<<pack.view().pairs.rows() && !finite>>) return false", "false"),
             ("entries[i] += <<gradient[i]>>", "0.9f * gradient[i]"),
         ],
     ),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import reference
-from ..changes import derived
+from ..changes import derived, freeze
 from ..geometry import code_size
 from .paths import choose_path
 
@@ -231,7 +231,7 @@ def _convolves_bfloat16() -> bool:
 def _widened(dictionary: Tensor) -> Tensor:
     kept = derived(dictionary)
     if "float32" not in kept:
-        kept["float32"] = dictionary.float()
+        kept["float32"] = freeze(dictionary.float())
     return kept["float32"]
 
 

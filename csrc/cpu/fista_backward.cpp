@@ -258,7 +258,7 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
   if (!grad_dictionary) return;
   std::vector<const float*> sums;  // In the order of the samples: the same bits every time.
   for (const auto& reverse : reverses) sums.push_back(reverse->sums());
-  if (add_finite(pack, sums, kernels.lanes, *grad_dictionary, pairs)) return;
+  if (add_finite(pack, sums, kernels.lanes, *grad_dictionary)) return;
   fista_backward(gradient, x, dictionary, threshold, divisor, step_size, z0, mask, stride, pads, false, nonneg,
                  gradient_at_code, weights, z, {}, {}, {}, grad_dictionary);
 }

@@ -145,7 +145,7 @@ void correlation(Tensor image, Tensor code, Tensor dictionary, std::vector<int64
   });
   std::vector<const float*> sums;
   for (const auto& state : states) sums.push_back(state->sums);
-  if (!add_finite(pass.pack, sums, pass.kernels.lanes, result, pairs))
+  if (!add_finite(pass.pack, sums, pass.kernels.lanes, result))
     correlation(image, code, dictionary, stride, pads, false, result);
 }
 

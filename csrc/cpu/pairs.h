@@ -107,7 +107,11 @@ static void pair_atoms(const AnalysisBlock& b, PairPositions& at, int atom, cons
 
 // Code rows [begin, end), where `begin` is even and `end` is, or is the end of the code.
 static void analysis(const AnalysisBlock& b, int begin, int end) {
-  if (!b.combined) return analysis_rows(b, begin, end);
+  if (!b.combined) {
+    analysis_rows(b, begin, end);
+    if (b.epilogue.stream) streamed();
+    return;
+  }
   const PairedTaps& pairs = b.dictionary.pairs;
   const int64_t size = pairs.rows() * b.image.row_stride;
   PairPositions at;

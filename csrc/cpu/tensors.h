@@ -102,13 +102,12 @@ struct Penalty {
 
 // Adds what the correlations of all tasks found to a contiguous gradient of the dictionary; nothing, and false, where
 // pairs of rows found NaN or infinity: differences spread them.
-inline bool add_finite(const DictionaryPack& pack, const std::vector<const float*>& sums, int lanes, const Tensor& to,
-                       bool pairs) {
+inline bool add_finite(const DictionaryPack& pack, const std::vector<const float*>& sums, int lanes, const Tensor& to) {
   std::vector<float> gradient(to.numel());
   for (const float* one : sums) pack.add_sums(one, lanes, gradient.data());
   bool finite = true;
   for (const float value : gradient) finite = finite && std::isfinite(value);
-  if (pairs && !finite) return false;
+  if (pack.view().pairs.rows() && !finite) return false;
   float* entries = static_cast<float*>(to.data_ptr());
   for (size_t i = 0; i < gradient.size(); ++i) entries[i] += gradient[i];
   return true;

@@ -94,8 +94,6 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
 
 void DictionaryPack::pair_taps(const Shape& s, float scale, int block) {
   if (s.kernel_height <= s.stride_height) return;
-  for (const float value : plain_)
-    if (!std::isfinite(value)) return;
   enum { difference, sum, upper, lower };
   std::vector<Product> products[4];
   for (int phase = 0; phase < s.stride_height; ++phase) {
@@ -138,6 +136,11 @@ void DictionaryPack::pair_taps(const Shape& s, float scale, int block) {
             for (int i = 0; i < 3; ++i) weight += p.weights[i] * at(atom + a, m, p.taps[i], dx);
             paired_.push_back(static_cast<float>(scale * weight));
           }
+  }
+  for (const float weight : paired_) {
+    if (std::isfinite(weight)) continue;  // Nor is one of the dictionary, or a sum of it.
+    products_.clear();
+    return;
   }
   view_.pairs.differences = static_cast<int>(products[difference].size());
   view_.pairs.sums = static_cast<int>(products[sum].size());
