@@ -126,7 +126,6 @@ MUTATIONS: dict[str, Table] = {
             ("combine_rows(b, row, b.combined + <<(row - begin) / 2 * size>>)", "0"),
             ("const int second = pairs.rows() - <<pairs.lower>>", "0"),
             ("*other = <<lone>> ? b.zeros", "false"),
-            ("else if (<<!lone>>)", "true"),
             ("const int rows = b.combined ? <<2 * b.room>>", "4 * b.room"),
             ("const int stop = <<begin + rows < end>> ? begin + rows", "false"),
             ("const float* pixels = b.combined + (row - begin) / 2 * size + <<i * width>>", "0"),
