@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import csc_kernels as csc
+from csc_kernels.doctor import cpu_name as processor_name
 
 # A CSV file holds one row per contender. Rows that share their group were taken in one interleaved run, and
 # only those are ever compared.
@@ -121,13 +122,9 @@ def interleave(
 
 
 def cpu_name() -> str:
-    """The processor's name and how many cores this process may use."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = names[0].split(":", 1)[1].strip() if names else name
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+    """The processor's name, the best instruction set of it that the kernels use, and this process' cores."""
+    isa = f" ({csc.native.build_info()['isa_available'][0]})" if "native" in csc.available_backends() else ""
+    return f"{processor_name()}{isa}, {len(os.sched_getaffinity(0))} cores"
 
 
 def backend_name() -> str:

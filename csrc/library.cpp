@@ -15,7 +15,7 @@ STABLE_TORCH_LIBRARY(csc_native, m) {
       "bool gradient_at_code, float[] weights, Tensor z, Tensor(a!)? grad_x, Tensor(b!)? grad_z0, Tensor(c!)? penalty, "
       "Tensor(d!)? grad_dictionary) -> ()");
   m.def(
-      "synthesis(Tensor z, Tensor dictionary, int[] stride, int[] pads, float scale, Tensor? x, Tensor? mask, "
+      "synthesis(Tensor z, Tensor dictionary, int[] stride, int[] pads, bool pairs, Tensor? x, Tensor? mask, "
       "Tensor(a!) result) -> ()");
   m.def(
       "analysis(Tensor image, Tensor dictionary, int[] stride, int[] pads, bool pairs, float scale, Tensor? base, "

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import BACKENDS, Problem, assert_error, assert_gradients, random_problem, ways
 
+import csc_kernels as csc
 from csc_kernels import native
 
 pytestmark = pytest.mark.parametrize("backend", ("native",), indirect=True)
@@ -89,6 +90,25 @@ def test_what_is_not_finite_goes_no_further_than_row_by_row(
     found, expected = one.solve(), one.plain()
     for kind in (torch.isnan, torch.isposinf, torch.isneginf):
         assert torch.equal(kind(found), kind(expected))
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))
+@pytest.mark.parametrize("row", (0, 1, 6, 7, 11))
+@pytest.mark.parametrize("height, stride", ((2, 1), (3, 1), (5, 2), (7, 1)))
+def test_codes_that_are_not_finite_reach_no_further_than_row_by_row(
+    backend: str, height: int, stride: int, row: int, value: float
+) -> None:
+    """3e38 is finite, and the sum of two rows of it is not; of all rows, the last has no second."""
+    one = problem(height, stride, 13 * stride, 20)
+    z = one.solve()
+    z[0, 2, row : row + 2, 5] = value
+    found = csc.residual(one.x, z, one.dictionary, stride=one.stride, padding=one.padding)
+    with native.use_path("direct"):
+        expected = csc.residual(one.x, z, one.dictionary, stride=one.stride, padding=one.padding)
+    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(kind(found), kind(expected))
+    finite = expected.isfinite()
+    torch.testing.assert_close(found[finite], expected[finite], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", (torch.nan, torch.inf))

@@ -56,10 +56,10 @@ def code_shape(x: Tensor, dictionary: Tensor, stride, pads) -> tuple[int, int, i
     return (x.shape[0], dictionary.shape[0], *size)
 
 
-def synthesis(z, dictionary, stride, pads, like, scale=1.0, x=None, mask=None):
-    """mask (x - A z), or mask scale A z without x, in the layout of `like`."""
+def synthesis(z, dictionary, stride, pads, like, x=None, mask=None):
+    """mask (x - A z), where no x is zero, in the layout of `like`."""
     result = empty(like, like.shape)
-    torch.ops.csc_native.synthesis(z, dictionary, stride, pads, scale, x, mask_like(like, mask), result)
+    torch.ops.csc_native.synthesis(z, dictionary, stride, pads, takes_pairs(), x, mask_like(like, mask), result)
     return result
 
 
@@ -115,7 +115,7 @@ def fista_step_backward(
     grad = grad_z_next if beta is None else grad_z_next + (1 + beta) * grad_y_next
     gradient = torch.where(z_next != 0, grad, 0) / (1 + step_size * mu).to(grad.dtype)
     point = z if gradient_at_z else y
-    picture = synthesis(gradient, dictionary, stride, pads, x, scale=-1.0, mask=mask)
+    picture = synthesis(gradient, dictionary, stride, pads, x, mask=mask)
     r = residual(x, point, dictionary, stride, pads, mask)
     grad_dictionary = t * (
         correlation(r, gradient, dictionary, stride, pads) + correlation(picture, point, dictionary, stride, pads)

@@ -46,28 +46,36 @@ static inline bool is_usual(const AnalysisEpilogue& e) {
   return e.shrink == Shrink::positive && !e.divide && !e.threshold_map && !e.point;
 }
 
-template <int A, int V>
+template <int A, int V, bool Stream>
 static inline void finish_usual(const AnalysisEpilogue& e, const CodePosition* at, int atom, Vec (&sums)[A][V]) {
-  const float* threshold = e.threshold + atom;
+  // Copies: the stores below cannot alias them.
+  const int64_t code_stride = e.code.channel_stride, base_stride = e.base.channel_stride;
+  const float* const threshold = e.threshold + atom;
   float* codes[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
-    codes[v] = e.code.row(at[v].row) + at[v].column + atom * e.code.channel_stride;
+    codes[v] = e.code.row(at[v].row) + at[v].column + atom * code_stride;
     if (!e.base) continue;
-    const float* base = e.base.row(at[v].row) + at[v].column + atom * e.base.channel_stride;
+    const float* base = e.base.row(at[v].row) + at[v].column + atom * base_stride;
 #pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) sums[a][v] += load(base + a * e.base.channel_stride);
+    for (int a = 0; a < A; ++a, base += base_stride) sums[a][v] += load(base);
+  }
+#pragma GCC unroll 8
+  for (int a = 0; a < A; ++a) {
+    const Vec low = splat(threshold[a]);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sums[a][v] = positive_part(sums[a][v] - low);
   }
   // Neighbours one after the other: a line written around the caches must be whole at once.
 #pragma GCC unroll 8
   for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      const Vec code = positive_part(sums[a][v] - threshold[a]);
-      if (e.stream)
-        stream(codes[v] + a * e.code.channel_stride, code);
+      if (Stream)
+        stream(codes[v], sums[a][v]);
       else
-        store(codes[v] + a * e.code.channel_stride, code);
+        store(codes[v], sums[a][v]);
+      codes[v] += code_stride;
     }
 }
 
@@ -75,7 +83,8 @@ template <int A, int V>
 static inline void finish(const AnalysisEpilogue& e, const CodePosition* at, int atom, Vec (&sums)[A][V]) {
   bool usual = is_usual(e);
   for (int v = 0; v < V; ++v) usual = usual && at[v].lanes == kLanes;
-  if (usual) return finish_usual<A, V>(e, at, atom, sums);
+  if (usual && e.stream) return finish_usual<A, V, true>(e, at, atom, sums);
+  if (usual) return finish_usual<A, V, false>(e, at, atom, sums);
   Vec stored[A][V];  // A copy: an array whose address is taken does not live in registers.
 #pragma GCC unroll 8
   for (int a = 0; a < A; ++a)

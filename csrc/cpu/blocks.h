@@ -9,15 +9,8 @@
 
 namespace csc {
 
-// Kernel rows per phase that the synthesis has room for on its stack: ceil(kH / sH).
+// Kernel rows that the kernels have room for on their stacks.
 constexpr int kMostKernelRows = 32;
-
-// The taps that pixels of one row phase and one column phase see: dy = row_phase + r sH and
-// dx = phase + c sW. weights: [K][rows][columns][M].
-struct PhaseTaps {
-  int rows = 0, columns = 0;
-  const float* weights = nullptr;
-};
 
 // A combination of rows of the image, counted from the first that a pair of code rows sees: row + sign * other.
 struct PairRow {
@@ -25,12 +18,23 @@ struct PairRow {
   float sign;
 };
 
-// Combined rows of the image that a pair of code rows reads, in the order of their sums; see pairs.h.
+// The products that a pair of code rows takes, in the order of their sums; see pairs.h.
 struct PairedTaps {
   int differences = 0, sums = 0, upper = 0, lower = 0;
   const PairRow* list = nullptr;
-  const float* weights = nullptr;  // Per block of A atoms: [rows()][row_taps][A].
+  const float* weights = nullptr;  // Of the analysis, per block of A atoms: [rows()][row_taps][A].
   int rows() const { return differences + sums + upper + lower; }
+};
+
+// The same for the synthesis. weights: minus those of the atoms, [sW][distinct][K][columns_of(phase)][M], the same
+// again for the products after the distinct ones.
+struct SpreadTaps : PairedTaps {
+  int distinct = 1;
+  const float* phase_weights(const Shape& s, int phase) const {
+    int64_t columns = 0;
+    for (int before = 0; before < phase; ++before) columns += s.columns_of(before);
+    return weights + distinct * s.atoms * s.channels * columns;
+  }
 };
 
 // Pairs of code rows whose combined rows an analysis holds at once, and a correlation at most.
@@ -41,12 +45,9 @@ struct PackedDictionary {
   int row_taps = 0;              // M kW, the taps of one kernel row, channels outside.
   const int* offsets = nullptr;  // Of each tap of a row, from a code's column, in a phased image row.
   int64_t phase_stride = 0;
-  const float* analysis = nullptr;    // Per block of A atoms: [kH][row_taps][A].
-  PairedTaps pairs;                   // Empty where pairs save nothing.
-  const PhaseTaps* phases = nullptr;  // [sH][sW]
-  int stride_width = 1;
-
-  const PhaseTaps& phase_taps(int row_phase, int phase) const { return phases[row_phase * stride_width + phase]; }
+  const float* analysis = nullptr;  // Per block of A atoms: [kH][row_taps][A].
+  PairedTaps pairs;                 // Empty where pairs save nothing.
+  SpreadTaps spread, row_by_row;    // Of pairs where they save products; each kernel row by itself.
 };
 
 enum class Shrink { none, positive, both };
@@ -66,10 +67,9 @@ struct AnalysisEpilogue {
   Plane previous, point;
 };
 
-// residual = mask * (image - sum), or mask * scale * sum without an image;  total += residual.
+// residual = mask * (image - sum), without an image mask * -sum;  total += residual.
 struct SynthesisEpilogue {
   Plane image;
-  float scale = 1;
   Plane mask;
   Plane residual;
   Plane total;
@@ -90,6 +90,11 @@ struct SynthesisBlock {
   Plane code;          // Column 0 of rows with zero margins.
   const float* zeros;  // Stands for rows beyond the code.
   SynthesisEpilogue epilogue;
+};
+
+// How far a synthesis has come: the code rows that were added, and the image rows begun and finished.
+struct SynthesisRows {
+  int codes = 0, begun = 0, finished = 0;
 };
 
 struct CorrelationBlock {
@@ -138,7 +143,7 @@ struct Kernels {
   int lanes;
   int atoms;  // Of a register block, which the analysis' dictionary is packed for.
   void (*analysis)(const AnalysisBlock&, int begin, int end);
-  void (*synthesis)(const SynthesisBlock&, int begin, int end);
+  void (*synthesis)(const SynthesisBlock&, SynthesisRows&, int end);
   void (*correlation)(const CorrelationBlock&, int begin, int end);
   void (*support)(const SupportBlock&, int begin, int end);
   void (*combine)(const Plane& to, float scale, const Plane& from, const Shape&, int begin, int end);

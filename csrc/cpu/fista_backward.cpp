@@ -48,7 +48,7 @@ class Reverse {
                   [this](int k) { return 2 * (o_.n_iter() - k) * s_.reach_height(); }),
         stages_(o_.n_iter() + 1) {
     // G_(k+1) runs ahead of G_k by the reach of a step, and H_(k+2) by that of two.
-    const int pixel_rows = (block_ + 4) * s_.stride_height + s_.kernel_height;
+    const int pixel_rows = (block_ + 5) * s_.stride_height + 2 * s_.kernel_height;
     bool spreads = false;
     for (int k = 1; k < o_.n_iter(); ++k) spreads = spreads || o_.has_momentum(k);
     const int rows = block_ + (spreads ? 2 : 1) * s_.reach_height() + 2;
@@ -79,7 +79,10 @@ class Reverse {
     divisor_ = &divisor;
     grad_z0_ = grad_z0;
     penalty_ = penalty;
-    for (Stage& stage : stages_) stage.gradients_done = stage.images_done = 0;
+    for (Stage& stage : stages_) {
+      stage.gradients_done = 0;
+      stage.images = {};
+    }
     if (total_)
       for (int h = 0; h < s_.height; ++h) std::fill_n(total_.row(h), total_.row_stride, 0.0f);
     iterates_.start(x, z0, mask, threshold, divisor, 0);
@@ -96,7 +99,8 @@ class Reverse {
   // G_k, what passed through the base of its step, and image_k.
   struct Stage {
     Plane gradient, base, image;
-    int gradients_done = 0, images_done = 0;
+    int gradients_done = 0;
+    SynthesisRows images;
   };
 
   // Code rows of G_k up to `target`, with all that they add to the sums; of dL/dz0 for k = 0.
@@ -111,7 +115,7 @@ class Reverse {
       } else {
         take_support(k, begin, end);
         if (wanted_.dictionary) {
-          if (iterates_.has_point(k)) iterates_.advance_residuals(k, iterates_.pixels_of(end));
+          if (iterates_.has_point(k)) iterates_.advance_residuals(k, s_.pixels_of(end));
           correlate(iterates_.image_of(k), stage.gradient, begin, end);
         }
       }
@@ -144,7 +148,7 @@ class Reverse {
   void arrive(int k, int begin, int end) {
     Stage& stage = stages_[k];
     Stage& next = stages_[k + 1];
-    advance_images(k + 1, iterates_.pixels_of(end));
+    advance_images(k + 1, s_.pixels_of(end));
     advance_gradients(k + 1, end);
     if (wanted_.dictionary) {
       iterates_.advance_codes(k, end);
@@ -172,15 +176,13 @@ class Reverse {
   // Pixel rows of image_k up to `target`.
   void advance_images(int k, int target) {
     Stage& stage = stages_[k];
-    if (stage.images_done >= target) return;
-    advance_gradients(k, iterates_.codes_of(target));
+    if (stage.images.finished >= target) return;
+    advance_gradients(k, s_.codes_of(target));
     SynthesisEpilogue e;
-    e.scale = -1;
     e.mask = iterates_.mask();
     e.residual = stage.image;
     e.total = total_;
-    kernels_.synthesis({s_, solve_.dictionary.view(), stage.gradient, iterates_.zeros(), e}, stage.images_done, target);
-    stage.images_done = target;
+    kernels_.synthesis({s_, solve_.dictionary.view(), stage.gradient, iterates_.zeros(), e}, stage.images, target);
   }
 
   // to = base + t A' image

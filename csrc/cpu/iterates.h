@@ -53,7 +53,8 @@ class Iterates {
       const int rows = block + ahead(k) + 2 * (solve.options.n_iter() - k) + 2;
       if (k <= last) it.code = pool.codes(rows);
       it.point = solve.options.has_momentum(k) ? pool.codes(rows) : it.code;
-      if (has_point(k)) it.residual = pool.image((rows + 1) * s_.stride_height + s_.kernel_height);
+      // Image rows are begun with the first code row that they see.
+      if (has_point(k)) it.residual = pool.image((rows + 2) * s_.stride_height + 2 * s_.kernel_height);
     }
   }
 
@@ -73,9 +74,10 @@ class Iterates {
     iterations_[n].codes_done = begin;
     for (int k = n; k >= 1; --k) {
       Iteration& it = iterations_[k];
-      it.residuals_done = std::max(0, it.codes_done * s_.stride_height - s_.top);
-      const int first_row = ceil_div(it.residuals_done + s_.top - s_.kernel_height + 1, s_.stride_height);
+      const int row = std::max(0, it.codes_done * s_.stride_height - s_.top);
+      const int first_row = ceil_div(row + s_.top - s_.kernel_height + 1, s_.stride_height);
       iterations_[k - 1].codes_done = std::clamp(first_row, 0, it.codes_done) / 2 * 2;
+      it.residuals = {iterations_[k - 1].codes_done, row, row};
     }
   }
 
@@ -88,7 +90,7 @@ class Iterates {
       if (k == 0) {
         solve_.kernels.read_codes(z0_, it.code, s_, begin, end);
       } else {
-        if (has_point(k)) advance_residuals(k, pixels_of(end));
+        if (has_point(k)) advance_residuals(k, s_.pixels_of(end));
         step(k, begin, end);
       }
       it.codes_done = end;
@@ -98,20 +100,14 @@ class Iterates {
   // Rows of the residual that step k starts from, up to the pixel row `target`.
   void advance_residuals(int k, int target) {
     Iteration& it = iterations_[k];
-    if (it.residuals_done >= target) return;
-    advance_codes(k - 1, std::max(codes_of(target), std::min(it.codes_done + 1, s_.code_height)));
+    if (it.residuals.finished >= target) return;
+    advance_codes(k - 1, std::max(s_.codes_of(target), std::min(it.codes_done + 1, s_.code_height)));
     SynthesisEpilogue e;
     e.image = image_;
     e.mask = mask_;
     e.residual = it.residual;
-    solve_.kernels.synthesis({s_, solve_.dictionary.view(), point_of_gradient(k - 1), zeros_, e}, it.residuals_done,
-                             target);
-    it.residuals_done = target;
+    solve_.kernels.synthesis({s_, solve_.dictionary.view(), point_of_gradient(k - 1), zeros_, e}, it.residuals, target);
   }
-
-  // Pixel rows that code rows below `row` see, and code rows that see pixel rows below `row`.
-  int pixels_of(int row) const { return std::min(s_.height, (row - 1) * s_.stride_height - s_.top + s_.kernel_height); }
-  int codes_of(int row) const { return std::min(s_.code_height, (row - 1 + s_.top) / s_.stride_height + 1); }
 
   int first() const { return solve_.from_code ? 0 : 1; }
   bool has_point(int k) const { return k > 1 || solve_.from_code; }  // The step from zero has none.
@@ -136,7 +132,8 @@ class Iterates {
   // One iteration's rows: z_k, the point y_k extrapolated from it, and the residual that it started from.
   struct Iteration {
     Plane code, point, residual;
-    int codes_done = 0, residuals_done = 0;
+    int codes_done = 0;
+    SynthesisRows residuals;
   };
 
   void step(int k, int begin, int end) {

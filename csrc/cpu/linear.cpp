@@ -17,7 +17,7 @@ struct Pass {
   Widths widths;
   DictionaryPack pack;
 
-  Pass(const Shape& shape, const Tensor& dictionary, double scale, bool pairs = false)
+  Pass(const Shape& shape, const Tensor& dictionary, double scale, bool pairs)
       : s(shape),
         kernels(chosen_kernels()),
         widths(s, kernels.lanes),
@@ -49,11 +49,11 @@ struct Planes {
         combined(pool.combined(pass.pack.view().pairs, kPairsAtATime)) {}
 };
 
-// result = mask * (x - A z), or mask * scale * A z without x.
-void synthesis(Tensor z, Tensor dictionary, std::vector<int64_t> stride, std::vector<int64_t> pads, double scale,
+// result = mask * (x - A z); no x is zero.
+void synthesis(Tensor z, Tensor dictionary, std::vector<int64_t> stride, std::vector<int64_t> pads, bool pairs,
                std::optional<Tensor> x, std::optional<Tensor> mask, Tensor result) {
   const Pass pass(shape_of(result.size(0), result.size(1), result.size(2), result.size(3), dictionary, stride, pads),
-                  dictionary, 1.0);
+                  dictionary, 1.0, pairs);
   const Shape& s = pass.s;
   if (s.batch == 0) return;
   std::vector<std::unique_ptr<Planes>> states;
@@ -69,10 +69,10 @@ void synthesis(Tensor z, Tensor dictionary, std::vector<int64_t> stride, std::ve
     if (mask) read_image(sample(*mask, n), p.mask, s, pass.widths);
     SynthesisEpilogue e;
     e.image = p.image;
-    e.scale = static_cast<float>(scale);
     e.mask = p.mask;
     e.residual = p.result;
-    pass.kernels.synthesis({s, pass.pack.view(), p.codes, p.zeros, e}, 0, s.height);
+    SynthesisRows rows;
+    pass.kernels.synthesis({s, pass.pack.view(), p.codes, p.zeros, e}, rows, s.height);
     write_image(p.result, sample(result, n), s, pass.widths);
   });
 }

@@ -78,7 +78,17 @@ static inline void store_partial(float* to, Vec value, int lanes) {
 
 // max(value, 0) that keeps NaN. x86's max returns its second operand when either is NaN, but compilers take
 // its builtins for commutative, and swap.
-static inline Vec positive_part(Vec value) { return value < Vec{} ? Vec{} : value; }
+static inline Vec positive_part(Vec value) {
+#if defined(CSC_ISA_AVX512)
+  asm("vmaxps %1, %2, %0" : "=v"(value) : "v"(value), "v"(Vec{}));
+  return value;
+#elif defined(CSC_ISA_AVX2)
+  asm("vmaxps %1, %2, %0" : "=x"(value) : "x"(value), "x"(Vec{}));
+  return value;
+#else
+  return value < Vec{} ? Vec{} : value;
+#endif
+}
 
 static inline float sum(Vec value) {
   float total = 0;

@@ -62,34 +62,45 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
     for (int dx = 0; dx < s.kernel_width; ++dx)
       offsets_.push_back((m * s.stride_width + dx % s.stride_width) * widths.phase + dx / s.stride_width);
 
-  // Synthesis: per row phase and column phase [K][rows][columns][M].
-  synthesis_.reserve(plain_.size());
-  std::vector<size_t> starts;
-  for (int row_phase = 0; row_phase < s.stride_height; ++row_phase) {
-    for (int phase = 0; phase < s.stride_width; ++phase) {
-      PhaseTaps taps;
-      taps.rows = std::max(0, ceil_div(s.kernel_height - row_phase, s.stride_height));
-      taps.columns = std::max(0, ceil_div(s.kernel_width - phase, s.stride_width));
-      starts.push_back(synthesis_.size());
-      phases_.push_back(taps);
-      for (int k = 0; k < s.atoms; ++k)
-        for (int r = 0; r < taps.rows; ++r)
-          for (int c = 0; c < taps.columns; ++c)
-            for (int m = 0; m < s.channels; ++m)
-              synthesis_.push_back(at(k, m, row_phase + r * s.stride_height, phase + c * s.stride_width));
-    }
-  }
-  for (size_t i = 0; i < phases_.size(); ++i) phases_[i].weights = synthesis_.data() + starts[i];
+  std::vector<Product> rows;
+  for (int dy = 0; dy < s.kernel_height; ++dy) rows.push_back({{dy, dy, 0}, {dy, dy, dy}, {1, 0, 0}});
+  for (const int below : {0, s.stride_height})
+    for (int dy = 0; dy < s.kernel_height; ++dy) rows_.push_back({below + dy, below + dy, 0});
+  pack_spread(s, rows, row_by_row_);
+  SpreadTaps& row_by_row = view_.row_by_row;
+  row_by_row.upper = row_by_row.lower = row_by_row.distinct = s.kernel_height;
+  row_by_row.list = rows_.data();
+  row_by_row.weights = row_by_row_.data();
 
   if (pairs) pair_taps(s, scale, kernels.atoms);
-  if (products_.empty())
-    for (int dy = 0; dy < s.kernel_height; ++dy) products_.push_back({{}, {dy, dy, dy}, {1, 0, 0}});
+  if (products_.empty()) {
+    products_ = rows;
+    view_.spread = row_by_row;
+  } else {
+    pack_spread(s, products_, spread_);
+    static_cast<PairedTaps&>(view_.spread) = view_.pairs;
+    view_.spread.distinct = view_.pairs.rows();
+    view_.spread.weights = spread_.data();
+  }
   view_.row_taps = s.channels * s.kernel_width;
   view_.offsets = offsets_.data();
   view_.phase_stride = widths.phase;
   view_.analysis = analysis_.data();
-  view_.phases = phases_.data();
-  view_.stride_width = s.stride_width;
+}
+
+void DictionaryPack::pack_spread(const Shape& s, const std::vector<Product>& products, std::vector<float>& to) const {
+  for (int phase = 0; phase < s.stride_width; ++phase)
+    for (const Product& product : products)
+      for (int k = 0; k < s.atoms; ++k)
+        for (int c = 0; c < s.columns_of(phase); ++c)
+          for (int m = 0; m < s.channels; ++m)
+            to.push_back(static_cast<float>(-weight(product, k, m, phase + c * s.stride_width)));
+}
+
+double DictionaryPack::weight(const Product& product, int k, int m, int dx) const {
+  double total = 0;
+  for (int i = 0; i < 3; ++i) total += product.weights[i] * at(k, m, product.taps[i], dx);
+  return total;
 }
 
 void DictionaryPack::pair_taps(const Shape& s, float scale, int block) {
@@ -131,11 +142,7 @@ void DictionaryPack::pair_taps(const Shape& s, float scale, int block) {
     for (const Product& p : products_)
       for (int m = 0; m < s.channels; ++m)
         for (int dx = 0; dx < s.kernel_width; ++dx)
-          for (int a = 0; a < block; ++a) {
-            double weight = 0;
-            for (int i = 0; i < 3; ++i) weight += p.weights[i] * at(atom + a, m, p.taps[i], dx);
-            paired_.push_back(static_cast<float>(scale * weight));
-          }
+          for (int a = 0; a < block; ++a) paired_.push_back(static_cast<float>(scale * weight(p, atom + a, m, dx)));
   }
   for (const float weight : paired_) {
     if (std::isfinite(weight)) continue;  // Nor is one of the dictionary, or a sum of it.

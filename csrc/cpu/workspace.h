@@ -116,12 +116,16 @@ class DictionaryPack {
   // The combined rows of pairs, and their weights.
   void pair_taps(const Shape& s, float scale, int block);
 
+  double weight(const Product& product, int k, int m, int dx) const;
+
+  // The weights of the synthesis.
+  void pack_spread(const Shape& s, const std::vector<Product>& products, std::vector<float>& to) const;
+
   int atoms_, channels_, kernel_height_, kernel_width_;
   std::vector<Product> products_;  // Of pairs; or each kernel row by itself.
-  std::vector<float> plain_, analysis_, paired_, synthesis_;
-  std::vector<PairRow> pairs_;
+  std::vector<float> plain_, analysis_, paired_, spread_, row_by_row_;
+  std::vector<PairRow> pairs_, rows_;
   std::vector<int> offsets_;
-  std::vector<PhaseTaps> phases_;
   PackedDictionary view_;
 };
 
