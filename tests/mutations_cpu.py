@@ -34,8 +34,8 @@ MUTATIONS: dict[str, Table] = {
             ("return <<shrunk / divisor>>", "shrunk"),
             ("<<value + e.beta * (value - before)>>", "value + e.beta * before"),
             ("e.shrink == Shrink::positive && <<!e.divide>>", "true"),
-            ("positive_part(<<sums[a][v] - threshold[a]>>)", "sums[a][v]"),
-            ("sums[a][v] += <<load(base + a * e.base.channel_stride)>>", "load(base)"),
+            ("positive_part(sums[a][v] - <<low>>)", "Vec{}"),
+            ("for (int a = 0; a < A; ++a, base += <<base_stride>>)", "0"),
             ("const int h = <<at[v].row * s.stride_height + dy - s.top>>", "at[v].row * s.stride_height + dy"),
             ("pixels[v] = (<<h >= 0 && h < s.height>> ? b.image", "h >= 0 && h < s.height - 1"),
             ("const int offset = <<d.offsets[t]>>", "d.offsets[t ? t - 1 : 0]"),
@@ -161,9 +161,10 @@ MUTATIONS: dict[str, Table] = {
         [
             ("masked_image_.row(h)[i] = <<image_.row(h)[i] * mask_.row(h)[i]>>", "image_.row(h)[i]"),
             (
-                "it.residuals_done = <<std::max(0, it.codes_done * s_.stride_height - s_.top)>>",
+                "const int row = <<std::max(0, it.codes_done * s_.stride_height - s_.top)>>",
                 "it.codes_done * s_.stride_height",
             ),
+            ("it.residuals = {<<iterations_[k - 1].codes_done>>, row, row}", "0"),
             ("e.base = <<before.point>>", "before.code"),
             ("e.shrink = <<solve_.options.nonneg>> ? Shrink", "true"),
             ("e.beta = <<static_cast<float>(solve_.options.weights[k - 1])>>", "0.5f"),
@@ -176,7 +177,7 @@ MUTATIONS: dict[str, Table] = {
         STEM,
         [
             ("<<static_cast<float>(step_size)>>", "static_cast<float>(0.9 * step_size)"),
-            ("const int begin = <<s.code_height * band / bands>>", "s.code_height * band / bands + (band ? 1 : 0)"),
+            ("const int begin = <<whole_pairs(s, s.code_height * band / bands)>>", "s.code_height * band / bands"),
             ("iterates.start(<<sample(x, n)>>", "sample(x, 0)"),
             ("const int next = <<std::min(row + kBlockRows, end)>>", "std::min(row + kBlockRows, end - 1)"),
             ("mask ? sample(*mask, <<n>>)", "0"),
@@ -186,7 +187,7 @@ MUTATIONS: dict[str, Table] = {
     "fista_backward.cpp": (
         STEM,
         [
-            ("e.scale = <<-1>>;", "1"),
+            ("stage.images = <<{}>>;", "{0, 1, 0}"),
             ("e.mask = <<iterates_.mask()>>;", "Plane{}"),
             ("kernels_.combine(stage.gradient, <<1 + beta>>", "1"),
             ("kernels_.combine(stage.gradient, <<-later>>", "later"),

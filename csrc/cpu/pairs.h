@@ -8,8 +8,8 @@
 //   first row  = upper + sum + difference         second row = lower + sum - difference
 //
 // and with two taps three for four: sum = d1 (g0 + g1), upper = (d0 - d1) g0, lower = (d2 - d1) g1. Any kernel is cut
-// into threes, twos and ones, of each phase of its stride (see pair_taps). Only rows of the image are combined, a few
-// of them for all the atoms.
+// into threes, twos and ones, of each phase of its stride (see pair_taps). An analysis combines rows of the image only,
+// a few of them for all the atoms; synthesis.h and correlation.h use the same products turned around.
 //
 // A pair that sees NaN or infinity is computed row by row: differences would spread them.
 
