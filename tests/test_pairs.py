@@ -71,7 +71,7 @@ def test_rows_in_flight_are_kept_as_long_as_they_are_read(
 @pytest.mark.parametrize("height, stride", ((3, 1), (4, 1), (5, 2), (7, 3)))
 @pytest.mark.parametrize("rows", (45, 46, 47, 48))
 def test_bands_of_an_image_end_where_pairs_do(backend: str, height: int, stride: int, rows: int) -> None:
-    one = problem(height, stride, rows, 10, batch=1, n_iter=3)
+    one = problem(height, stride, rows * stride, 10, batch=1, n_iter=3)
     alone = one.solve()
     for threads in (2, 3, 5):
         torch.set_num_threads(threads)
@@ -98,7 +98,7 @@ def test_what_is_not_finite_goes_no_further_than_row_by_row(
 def test_codes_that_are_not_finite_reach_no_further_than_row_by_row(
     backend: str, height: int, stride: int, row: int, value: float
 ) -> None:
-    """3e38 is finite, and the sum of two rows of it is not; of all rows, the last has no second."""
+    """3e38 is finite, and the sum of two rows of it is not."""
     one = problem(height, stride, 13 * stride, 20)
     z = one.solve()
     z[0, 2, row : row + 2, 5] = value
@@ -118,6 +118,33 @@ def test_an_atom_that_is_not_finite_is_computed_row_by_row(backend: str, value: 
     found = one.solve()
     with native.use_path("direct"):
         torch.testing.assert_close(found, one.solve(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", (torch.inf, -torch.inf))
+@pytest.mark.parametrize("height, stride", ((1, 1), (3, 1), (3, 2), (5, 1)))
+def test_an_infinite_atom_makes_what_sees_it_infinite(backend: str, height: int, stride: int, value: float) -> None:
+    """And NaN nothing: not what no code sees, and not by a row of codes beyond the last."""
+    x, z = torch.zeros(1, 1, 8, 9), torch.ones(1, 1, (8 - height) // stride + 1, 9)
+    dictionary = torch.full((1, 1, height, 1), 0.5)
+    dictionary[0, 0, height // 2] = value
+    found = csc.residual(x, z, dictionary, stride=(stride, 1))
+    with csc.use_backend("reference"):
+        assert torch.equal(found, csc.residual(x, z, dictionary, stride=(stride, 1)))
+
+
+@pytest.mark.parametrize("codes", ((2e38, 0.0, 0.0), (2e38, 0.0, -2e38), (0.0, 3e38, 0.0)))
+def test_sums_of_products_do_not_overflow_where_products_do_not(backend: str, codes: tuple[float, ...]) -> None:
+    dictionary = torch.ones(1, 1, 3, 1)
+    z = torch.zeros(1, 1, 6, 9)
+    z[0, 0, 2:5, 4] = torch.tensor(codes)
+    found = csc.residual(torch.zeros(1, 1, 8, 9), z, dictionary)
+    with csc.use_backend("reference"):
+        assert torch.equal(found, csc.residual(torch.zeros(1, 1, 8, 9), z, dictionary))
+    x = torch.zeros(1, 1, 8, 9)
+    x[0, 0, 3, 4] = 2e38
+    code = csc.fista(x, dictionary, 0.0, step_size=1.0, n_iter=1)
+    with csc.use_backend("reference"):
+        assert torch.equal(code, csc.fista(x, dictionary, 0.0, step_size=1.0, n_iter=1))
 
 
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))

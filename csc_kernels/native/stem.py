@@ -57,7 +57,7 @@ def code_shape(x: Tensor, dictionary: Tensor, stride, pads) -> tuple[int, int, i
 
 
 def synthesis(z, dictionary, stride, pads, like, x=None, mask=None):
-    """mask (x - A z), where no x is zero, in the layout of `like`."""
+    """mask (x - A z), in the layout of `like`; x counts as zero where it is not given."""
     result = empty(like, like.shape)
     torch.ops.csc_native.synthesis(z, dictionary, stride, pads, takes_pairs(), x, mask_like(like, mask), result)
     return result

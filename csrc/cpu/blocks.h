@@ -12,7 +12,8 @@ namespace csc {
 // Kernel rows that the kernels have room for on their stacks.
 constexpr int kMostKernelRows = 32;
 
-// A combination of rows of the image, counted from the first that a pair of code rows sees: row + sign * other.
+// A combination of rows of the image, counted from the first that a pair of code rows sees: row + sign * other. Where
+// sign is 0 there is no other.
 struct PairRow {
   int row, other;
   float sign;
@@ -42,9 +43,8 @@ constexpr int kPairsAtATime = 4, kPairsToCorrelate = 32;
 
 // A dictionary in the orders that the kernels read it in.
 struct PackedDictionary {
-  int row_taps = 0;              // M kW, the taps of one kernel row, channels outside.
-  const int* offsets = nullptr;  // Of each tap of a row, from a code's column, in a phased image row.
-  int64_t phase_stride = 0;
+  int row_taps = 0;                 // M kW, the taps of one kernel row, channels outside.
+  const int* offsets = nullptr;     // Of each tap of a row, from a code's column, in a phased image row.
   const float* analysis = nullptr;  // Per block of A atoms: [kH][row_taps][A].
   PairedTaps pairs;                 // Empty where pairs save nothing.
   SpreadTaps spread, row_by_row;    // Of pairs where they save products; each kernel row by itself.
@@ -88,7 +88,7 @@ struct SynthesisBlock {
   const Shape& shape;
   const PackedDictionary& dictionary;
   Plane code;          // Column 0 of rows with zero margins.
-  const float* zeros;  // Stands for rows beyond the code.
+  const float* zeros;  // Stands for rows beyond the code, and for an image that is not given.
   SynthesisEpilogue epilogue;
 };
 

@@ -33,7 +33,7 @@ struct Shape {
   int codes_of(int row) const { return std::min(code_height, (row - 1 + top) / stride_height + 1); }
 
   // Kernel columns that the pixels of one phase see: phase + c sW.
-  int columns_of(int phase) const { return std::max(0, (kernel_width - phase + stride_width - 1) / stride_width); }
+  int columns_of(int phase) const { return (kernel_width - phase + stride_width - 1) / stride_width; }
 
   // First position, in its phase, of a pixel of the image proper, and how many there are.
   int phase_begin(int phase) const { return phase >= left ? 0 : (left - phase + stride_width - 1) / stride_width; }

@@ -77,6 +77,7 @@ class Iterates {
       const int row = std::max(0, it.codes_done * s_.stride_height - s_.top);
       const int first_row = ceil_div(row + s_.top - s_.kernel_height + 1, s_.stride_height);
       iterations_[k - 1].codes_done = std::clamp(first_row, 0, it.codes_done) / 2 * 2;
+      // The first pair of codes also sees rows before these, which nobody reads.
       it.residuals = {iterations_[k - 1].codes_done, row, row};
     }
   }

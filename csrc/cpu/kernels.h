@@ -10,16 +10,16 @@
 //
 // Included once per instruction set, inside its namespace: see isa.h.
 
-// Registers: atoms x vectors for the analysis, vectors for the synthesis, atoms x taps for the correlation (of a
-// kernel row in one block, and of a longer one), plus operands, within 32 (AVX-512) or 16 registers.
+// Registers: atoms x vectors for the analysis, vectors for the synthesis (and of a lone channel), atoms x taps for the
+// correlation (of a kernel row in one block, and of a longer one), plus operands, within 32 (AVX-512) or 16 registers.
 #if defined(CSC_ISA_AVX512)
-constexpr int kAtoms = 6, kVectors = 4, kPixels = 8;
+constexpr int kAtoms = 6, kVectors = 4, kPixels = 8, kLonePixels = 8;
 constexpr int kRowAtoms = 3, kRowTaps = 9, kLongRowAtoms = 4, kLongRowTaps = 7;
 #elif defined(CSC_ISA_AVX2)
-constexpr int kAtoms = 6, kVectors = 2, kPixels = 4;
+constexpr int kAtoms = 6, kVectors = 2, kPixels = 4, kLonePixels = 8;
 constexpr int kRowAtoms = 3, kRowTaps = 4, kLongRowAtoms = 3, kLongRowTaps = 4;
 #else
-constexpr int kAtoms = 4, kVectors = 2, kPixels = 2;
+constexpr int kAtoms = 4, kVectors = 2, kPixels = 2, kLonePixels = 4;
 constexpr int kRowAtoms = 2, kRowTaps = 4, kLongRowAtoms = 2, kLongRowTaps = 4;
 #endif
 

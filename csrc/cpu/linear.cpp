@@ -49,7 +49,7 @@ struct Planes {
         combined(pool.combined(pass.pack.view().pairs, kPairsAtATime)) {}
 };
 
-// result = mask * (x - A z); no x is zero.
+// result = mask * (x - A z); x counts as zero where it is not given.
 void synthesis(Tensor z, Tensor dictionary, std::vector<int64_t> stride, std::vector<int64_t> pads, bool pairs,
                std::optional<Tensor> x, std::optional<Tensor> mask, Tensor result) {
   const Pass pass(shape_of(result.size(0), result.size(1), result.size(2), result.size(3), dictionary, stride, pads),

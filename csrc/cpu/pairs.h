@@ -11,7 +11,11 @@
 // into threes, twos and ones, of each phase of its stride (see pair_taps). An analysis combines rows of the image only,
 // a few of them for all the atoms; synthesis.h and correlation.h use the same products turned around.
 //
-// A pair that sees NaN or infinity is computed row by row: differences would spread them.
+// What sees NaN or infinity is computed row by row: differences would spread them. So are numbers that a sum of a few
+// products could take beyond the largest.
+
+// What is multiplied by this much and still finite can be summed.
+constexpr float kHeadroom = 8;
 
 // The image's rows of a pair of code rows from `row` on, combined; false where they are not all finite.
 template <typename Block>
@@ -27,7 +31,7 @@ static inline bool combine_rows(const Block& b, int row, float* to) {
     const float* other = g >= 0 && g < b.shape.height ? b.image.row(g) : b.zeros;
     for (int64_t w = 0; w < width; w += kLanes) {
       const Vec value = load(one + w) + pair.sign * load(other + w);
-      check += 0 * value;
+      check += 0 * (kHeadroom * value);
       store(to + w, value);
     }
   }

@@ -45,14 +45,14 @@ static inline void spread_registers(const SynthesisBlock& b, const float* const 
     for (int v = 0; v < V; ++v) to[m * V + v] = sums[m][v];
 }
 
-// Adds the products of one position, `step` vectors apart from channel to channel, to the image's rows.
+// Adds the first `count` products of one position, `step` vectors apart from channel to channel, to the image's rows.
 template <int M, bool Whole>
-static inline void add_to_rows(const SynthesisBlock& b, const SpreadTaps& taps, int phase, const PixelPosition& at,
-                               const Vec* products, int step) {
+static inline void add_to_rows(const SynthesisBlock& b, const SpreadTaps& taps, int count, int phase,
+                               const PixelPosition& at, const Vec* products, int step) {
   // Copies: the stores below cannot alias them.
   const Plane residual = b.epilogue.residual;
   const PairRow* pair = taps.list;
-  const PairRow* const end = pair + taps.rows();
+  const PairRow* const end = pair + count;
   const int height = b.shape.height, lanes = at.lanes, first = at.row * b.shape.stride_height - b.shape.top;
   const int64_t column = phase * residual.channel_stride + at.column;
   const int64_t channel_stride = b.shape.stride_width * residual.channel_stride;
@@ -74,16 +74,16 @@ static inline void add_to_rows(const SynthesisBlock& b, const SpreadTaps& taps, 
   }
 }
 
-// Whether vector v of each of `count` groups of V is finite; all of them for v = -1.
+// Whether vector v of each of `count` groups of V is finite, and so are sums of them; all vectors for v = -1.
 template <int V>
 static inline bool is_finite(const Vec* products, int count, int v) {
   Vec check = {};
   for (int i = 0; i < count; ++i, products += V) {
     if (v >= 0)
-      check += 0 * products[v];
+      check += 0 * (kHeadroom * products[v]);
     else
 #pragma GCC unroll 16
-      for (int all = 0; all < V; ++all) check += 0 * products[all];
+      for (int all = 0; all < V; ++all) check += 0 * (kHeadroom * products[all]);
   }
   return sum(check) == 0;
 }
@@ -117,12 +117,15 @@ static void spread(const SynthesisBlock& b, const SpreadTaps& taps, const float*
   const SpreadTaps& rows = b.dictionary.row_by_row;
   const bool finite = taps.list == rows.list || is_finite<V>(products, taps.rows() * M, -1);
   for (int v = 0; v < V; ++v) {
+    // A last row that has no second: its products are of zeros, which an infinite atom makes NaN.
+    const bool lone = taps.list == rows.list && at[v].row + 1 == s.code_height;
+    const int count = taps.rows() - (lone ? taps.lower : 0);
     if (!finite && !is_finite<V>(products, taps.rows() * M, v))
       spread<M, 1>(b, rows, rows.phase_weights(s, phase), phase, at + v);
     else if (at[v].lanes == kLanes)
-      add_to_rows<M, true>(b, taps, phase, at[v], products + v, V);
+      add_to_rows<M, true>(b, taps, count, phase, at[v], products + v, V);
     else
-      add_to_rows<M, false>(b, taps, phase, at[v], products + v, V);
+      add_to_rows<M, false>(b, taps, count, phase, at[v], products + v, V);
   }
 }
 
@@ -140,7 +143,7 @@ static void spread_positions(const SynthesisBlock& b, int phase, const PixelPosi
 static void spread_channels(const SynthesisBlock& b, int phase, const PixelPosition* at, int count) {
   switch (b.shape.channels) {
     case 1:
-      return spread_positions<1, 2 * kPixels>(b, phase, at, count);
+      return spread_positions<1, kLonePixels>(b, phase, at, count);
     case 2:
       return spread_positions<2, kPixels>(b, phase, at, count);
     case 3:

@@ -84,7 +84,6 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
   }
   view_.row_taps = s.channels * s.kernel_width;
   view_.offsets = offsets_.data();
-  view_.phase_stride = widths.phase;
   view_.analysis = analysis_.data();
 }
 
@@ -99,7 +98,8 @@ void DictionaryPack::pack_spread(const Shape& s, const std::vector<Product>& pro
 
 double DictionaryPack::weight(const Product& product, int k, int m, int dx) const {
   double total = 0;
-  for (int i = 0; i < 3; ++i) total += product.weights[i] * at(k, m, product.taps[i], dx);
+  for (int i = 0; i < 3; ++i)
+    if (product.weights[i] != 0) total += product.weights[i] * at(k, m, product.taps[i], dx);
   return total;
 }
 
