@@ -191,13 +191,13 @@ class Convolutions:
         self, r: Tensor, base: Tensor | None = None, threshold: Tensor | None = None, relu: bool = False
     ) -> Tensor:
         """[relu](base + scale A' r - threshold), the threshold one number per atom."""
-        code = self.convolution.analysis(self._as_computed(r), self._as_computed(base), threshold, relu)
+        code = self.convolution.analysis(r.to(self.dtype), self._as_computed(base), threshold, relu)
         return code.to(self.given_dtype)
 
     def residual(self, x: Tensor | None, z: Tensor) -> Tensor:
         """x - A z, or -A z without x."""
         convolution = self.convolution if self.direct.turns else self.direct
-        return convolution.residual(self._as_computed(x), self._as_computed(z)).to(self.given_dtype)
+        return convolution.residual(self._as_computed(x), z.to(self.dtype)).to(self.given_dtype)
 
     def correlation(self, images: Sequence[Tensor], codes: Sequence[Tensor]) -> Tensor:
         """The gradient of the sum of <A' image, code> with respect to the dictionary."""
