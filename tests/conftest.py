@@ -11,6 +11,7 @@ from helpers import BACKENDS, DEVICE
 from torch.overrides import TorchFunctionMode
 
 import csc_kernels as csc
+from csc_kernels import layers
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
@@ -77,3 +78,22 @@ def on_the_device_of_the_tests() -> Iterator[None]:
         return
     with torch.device(DEVICE), DrawnOnTheCpu():
         yield
+
+
+@pytest.fixture
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def refreshes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by one whenever a layer computes a step size."""
+    calls: list[str] = []
+    compute = layers.lipschitz
+
+    def spy(*args: object, **kwargs: object) -> torch.Tensor:
+        calls.append("lipschitz")
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(layers, "lipschitz", spy)
+    return calls

@@ -1,0 +1,201 @@
+"""CSCConv2d: training in unusual orders, and by two processes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from layer_helpers import both_norms, both_sizes, image, train_step
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from csc_kernels import CSCConv2d
+
+pytestmark = pytest.mark.usefixtures("seeded")
+
+
+# Training in unusual orders.
+
+
+@both_norms
+@both_sizes
+def test_two_forwards_before_one_backward(sizes: tuple[int, int, int], normalize: str) -> None:
+    layer = CSCConv2d(*sizes, padding=1, normalize=normalize)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    a, b = image(layer), image(layer)
+    separate = copy.deepcopy(layer)
+    (layer(a).square().sum() + layer(b).square().sum()).backward()
+    separate(a).square().sum().backward()
+    separate(b).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, separate.weight.grad)
+
+
+@both_norms
+def test_gradients_accumulate(normalize: str) -> None:
+    layer = CSCConv2d(3, 8, 3, padding=1, normalize=normalize)
+    x = torch.randn(4, 3, 8, 9)
+    layer(x).square().sum().backward()
+    whole = layer.weight.grad.clone()
+    layer.weight.grad = None
+    for part in x.split(1):
+        layer(part).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, whole, rtol=1e-4, atol=1e-4)
+
+
+@both_norms
+def test_one_layer_twice_in_one_network(normalize: str) -> None:
+    layer = CSCConv2d(4, 4, 3, padding=1, normalize=normalize)
+    x = torch.randn(2, 4, 6, 6)
+    layer(layer(x)).sum().backward()
+    assert torch.isfinite(layer.weight.grad).all() and layer.weight.grad.any()
+
+
+@both_norms
+@pytest.mark.parametrize("training", (True, False))
+def test_a_frozen_weight_still_passes_gradients_to_x(backend: str, normalize: str, training: bool) -> None:
+    layer = CSCConv2d(3, 8, 3, padding=1, normalize=normalize).train(training)
+    x = image(layer).requires_grad_()
+    (expected,) = torch.autograd.grad(layer(x).square().sum(), x)
+    layer.weight.requires_grad_(False)
+    with torch.inference_mode():
+        layer(x)
+    before = layer.weight.clone()
+    (found,) = torch.autograd.grad(layer(x).square().sum(), x)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(layer.weight, before) and layer.weight.grad is None
+
+
+@both_norms
+def test_evaluation_has_gradients_for_x_and_weight(backend: str, normalize: str) -> None:
+    layer = CSCConv2d(3, 8, 3, padding=1, normalize=normalize)
+    x = image(layer).requires_grad_()
+    layer(x).square().sum().backward()
+    expected = x.grad.clone(), layer.weight.grad.clone()
+    x.grad = layer.weight.grad = None
+    layer.eval()(x).square().sum().backward()
+    torch.testing.assert_close((x.grad, layer.weight.grad), expected)
+
+
+def test_training_goes_on_after_inference_mode() -> None:
+    layer = CSCConv2d(3, 8, 3, padding=1)
+    x = image(layer)
+    with torch.inference_mode():
+        inside = layer(x)
+    torch.testing.assert_close(layer(x), inside.clone())
+    train_step(layer, x)
+    with torch.inference_mode():
+        layer.eval()(x)
+    layer.train()
+    train_step(layer, x)
+
+
+def test_a_layer_made_in_inference_mode_serves() -> None:
+    with torch.inference_mode():
+        layer = CSCConv2d(3, 8, 3, padding=1)
+        assert torch.isfinite(layer(image(layer))).all()
+
+
+@both_norms
+@both_sizes
+def test_functional_call_uses_the_weight_it_is_given(sizes: tuple[int, int, int], normalize: str) -> None:
+    """Also when one temporary weight lies in memory where the last one lay."""
+    layer = CSCConv2d(*sizes, padding=1, normalize=normalize).eval()
+    x, own = image(layer), layer.weight.detach().clone()
+    with torch.no_grad():
+        expected = layer(x)
+        for _ in range(5):
+            weight = torch.randn_like(own)
+            found = torch.func.functional_call(layer, {"weight": weight}, (x,))
+            fresh = CSCConv2d(*sizes, padding=1).eval()
+            fresh.weight.copy_(weight)
+            torch.testing.assert_close(found, fresh(x))
+            del weight, fresh
+        torch.testing.assert_close(layer(x), expected)
+        assert torch.equal(layer.weight, own)
+
+
+def test_parametrized_weights_are_followed() -> None:
+    class Twice(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight + weight.roll(1, 0)
+
+    layer = CSCConv2d(3, 8, 3, padding=1)
+    parametrize.register_parametrization(layer, "weight", Twice())
+    layer.eval()
+    x = image(layer)
+    with torch.no_grad():
+        for _ in range(4):
+            layer.parametrizations.weight.original.copy_(torch.randn(8, 3, 3, 3))
+            fresh = CSCConv2d(3, 8, 3, padding=1).eval()
+            fresh.weight.copy_(layer.weight)
+            torch.testing.assert_close(layer(x), fresh(x))
+
+
+def test_a_network_learns_to_reconstruct() -> None:
+    layer = CSCConv2d(1, 12, 3, padding=1, lmbda=0.05, n_iter=5)
+    row = torch.arange(12.0)
+    x = torch.stack([torch.sin(row * f).outer(torch.cos(row * g)) for f, g in ((0.5, 1), (2, 0.3), (1, 1))])
+    x = x.unsqueeze(1)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
+    losses = []
+    for _ in range(60):
+        loss = (layer.reconstruct(layer(x)) - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+# Distributed data parallel: two processes on halves give what one gives on all.
+
+
+def _train_distributed(rank: int, folder: str, normalize: str) -> None:
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        model, x = _model_and_batch(normalize)
+        model = DistributedDataParallel(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for part in x:
+            optimizer.zero_grad()
+            model(part[2 * rank : 2 * rank + 2]).square().mean().backward()
+            optimizer.step()
+        grads = [p.grad for p in model.parameters()]
+        torch.save((grads, model.module.state_dict()), f"{folder}/{rank}.pt")
+        distributed.barrier()  # Neither closes its connections while the other still uses them.
+    finally:
+        distributed.destroy_process_group()
+
+
+def _model_and_batch(normalize: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        CSCConv2d(3, 8, 3, padding=1, normalize=normalize),
+        CSCConv2d(8, 6, 3, stride=2, padding=1, normalize=normalize, step="power"),
+    )
+    return model, torch.randn(3, 4, 3, 8, 8)
+
+
+@both_norms
+def test_two_processes_train_as_one(tmp_path: Path, normalize: str) -> None:
+    torch.multiprocessing.spawn(_train_distributed, (str(tmp_path), normalize), nprocs=2)
+    model, x = _model_and_batch(normalize)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for part in x:
+        optimizer.zero_grad()
+        model(part).square().mean().backward()
+        optimizer.step()
+    (grads, state), (other_grads, other_state) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for found, other, parameter in zip(grads, other_grads, model.parameters()):
+        assert torch.equal(found, other)
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-4, atol=1e-6)
+    for name, value in model.state_dict().items():
+        assert torch.equal(state[name], other_state[name]), name
+        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
