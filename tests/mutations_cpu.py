@@ -99,7 +99,7 @@ MUTATIONS: dict[str, Table] = {
             ("if (Sign > 0) z += <<load(second[v] + offset)>>", "Vec{}"),
             ("if (Sign < 0) z -= <<load(second[v] + offset)>>", "Vec{}"),
             ("const int64_t offset = k * channel_stride - <<c>>;", "0"),
-            ("sums[m][v] += <<w[m]>> * z", "w[0]"),
+            ("w[m] = splat(<<weights[m]>>)", "weights[0]"),
             ("if (<<row >= 0 && row < height>>) {", "row >= 0 && row < height - 1"),
             ("if (sign != 0 && <<other >= 0 && other < height>>)", "other >= 0 && other < height - 1"),
             ("load(to) + <<sign * products[m * step]>>", "products[m * step]"),
