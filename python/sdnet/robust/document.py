@@ -20,6 +20,7 @@ import typer
 
 from ..errors import UserError
 from ..files import written_aside
+from .attack_command import LAST
 from .curves import claims, curve_figure, markdown, save, table_rows
 from .detect import VALUES as SCORES
 from .evaluation import strength_checks
@@ -53,7 +54,7 @@ def plain(file: str, columns: tuple[str, ...]) -> Callable[[Path, str, Path], st
     """Some columns of a file as they are."""
 
     def made(results: Path, model: str, page: Path) -> str:
-        rows = rows_of(results, file, model)
+        rows = [row for row in rows_of(results, file, model) if row.get("check") != LAST]
         return markdown([{name: row[name] for name in columns} for row in rows]) or NOTHING
 
     return made
