@@ -113,13 +113,16 @@ def problems() -> Iterator[tuple[Compute, Problem, dict[str, int]]]:
     yield cut(make(padding=1, size=(9, 40), n_iter=3, nonneg=False, mu=0.3, lmbda="sample"))
     yield cut(make(padding=1, size=(31, 6), n_iter=4, momentum="sdnet", z0=True, lmbda="full"))
     yield cut(make(kernel=(2, 4), stride=(2, 1), padding=(1, 2), size=(9, 40), mask="channel"))
-    yield Problem.solve, make(stride=(1, 3), padding=(1, 2), size=(6, 14), batch=1), {}
+    # More samples, whole, than blocks.
+    yield Problem.solve, make(stride=(1, 3), padding=(1, 2), size=(6, 14), batch=5), {}
     yield cut(make(0, torch.bfloat16, padding=1, size=(24, 16), batch=3))
     yield cut(make(padding=1, size=(31, 6), n_iter=1))
     options = {"momentum": "none", "mask": "float", "lmbda": "atom", "mu": "sample", "atoms": 7}
     yield cut(make(padding=1, size=(31, 5), n_iter=3, z0=False, **options).leaves(), True)
     yield cut(make(padding=1, size=(31, 5), n_iter=2, z0=True, nonneg=False, **options).leaves(), True)
     yield cut(make(stride=2, padding=1, size=(9, 71), n_iter=2, **options).leaves(), True)
+    # Rows of tiles whose halos begin at the same row.
+    yield cut(make(kernel=(5, 3), padding=1, size=(12, 48), n_iter=3, batch=1))
     # Several blocks of atoms, and lines of x that are copied whole.
     yield cut(make(padding=1, size=(13, 40), n_iter=2, atoms=20, batch=1).leaves(), True)
     wide = {"channels": 5, "atoms": 70, "padding": 1, "size": (6, 11)}

@@ -37,6 +37,7 @@ TILED: dict[str, dict] = {
     "stride_pair": {"stride": (1, 3), "padding": (1, 0), "size": (9, 64)},
     "kernel_7": {"kernel": (7, 7), "padding": 3, "stride": 2, "size": (23, 33)},
     "kernel_even": {"kernel": (2, 4), "padding": (1, 2), "size": (8, 40)},
+    "halos_from_one_row": {"kernel": (5, 3), "padding": 1, "size": (12, 48)},
     "row": {"size": (1, 70), "padding": 1},
     "column": {"size": (30, 1), "padding": 1},
     "stride_past_kernel": {"stride": (4, 5), "kernel": (3, 2), "size": (31, 86)},
@@ -124,6 +125,11 @@ def test_the_next_tiles_pixels_do_not_arrive_before_the_last_are_read(device) ->
     """One step without a mask reads x to its end."""
     problem = random_problem(dtype=torch.float32, n_iter=1, padding=1, size=(31, 6))
     run_tiled(device, problem)
+    assert_solves(problem)
+
+
+def test_a_block_takes_several_whole_samples(device) -> None:  # noqa: F811
+    problem = random_problem(dtype=torch.float32, padding=1, size=(6, 14), batch=2 * device.processors + 1)
     assert_solves(problem)
 
 

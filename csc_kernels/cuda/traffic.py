@@ -1,7 +1,8 @@
 """Bytes and products of a solve on chip, and of its backward, by formula; step_traffic.py has the other passes.
 
-Loads are counted where a block makes them: the halo of x for each tile that has it, the dictionary twice for each
-block. tests/test_cuda_traffic.py counts the same loads, stores and multiplications while the kernel is executed.
+Loads are counted where a block makes them: the dictionary once, and of x around each tile what the tile before it,
+its neighbour in a row, did not have. tests/test_cuda_traffic.py counts the same loads, stores and multiplications
+while the kernel is executed.
 """
 
 from __future__ import annotations
@@ -103,11 +104,19 @@ class Solve:
         self.row_taps = round_up(self.channels * stem.kernel, 16)
         self.gradient = stem.atoms * self.channels * stem.kernel**2  # Numbers of a dictionary.
 
-    def tiles(self) -> Iterator[Tile]:
+    def tiles(self) -> list[Tile]:
         """Of one sample."""
-        for rows in self.rows.tiles():
-            for columns in self.columns.tiles():
-                yield Tile(self, rows, columns)
+        return [Tile(self, rows, columns) for rows in self.rows.tiles() for columns in self.columns.tiles()]
+
+    def pixels(self, blocks: int) -> int:
+        """Loaded of x by all blocks, each of which takes one range of all samples' tiles."""
+        tiles = self.tiles()
+        count = self.batch * len(tiles)
+        first = {count * block // blocks for block in range(blocks)}
+        return sum(
+            tiles[i % len(tiles)].pixels(None if i in first or i % len(tiles) == 0 else tiles[i % len(tiles) - 1])
+            for i in range(count)
+        )
 
 
 class Tile(NamedTuple):
@@ -124,17 +133,23 @@ class Tile(NamedTuple):
             self.columns.around(steps * s.columns.reach, s.columns.codes),
         )
 
-    def pixels(self) -> int:
-        """Of x, in whole lines of 8 columns."""
-        s = self.solve
+    def held(self) -> tuple[int, Span]:
+        """The first row of pixels in shared memory, and the columns: whole lines of 8."""
+        s, stem = self.solve, self.solve.stem
         rows, columns = self.around(s.halo)
-        stem = s.stem
-        height = (s.rows.held(s.halo) - 1) * stem.stride + stem.kernel
         pitch = round_up((s.columns.held(s.halo) - 1) * stem.stride + stem.kernel + 7, 8)
-        first = rows.begin * stem.stride - stem.padding
         begin = (columns.begin * stem.stride - stem.padding) // 8 * 8
+        return rows.begin * stem.stride - stem.padding, Span(begin, begin + pitch)
+
+    def pixels(self, before: Tile | None) -> int:
+        """Loaded of x, after the tile that a block took before."""
+        s, stem = self.solve, self.solve.stem
+        first, (begin, end) = self.held()
+        height = (s.rows.held(s.halo) - 1) * stem.stride + stem.kernel
+        if before is not None and before.held()[0] == first and before.held()[1].begin <= begin:
+            begin = max(begin, before.held()[1].end)
         seen = Span(max(first, 0), min(first + height, s.size[0]))
-        across = Span(max(begin, 0), min(begin + pitch, s.size[1]))
+        across = Span(max(begin, 0), max(min(end, s.size[1]), max(begin, 0)))
         return s.channels * seen.length * across.length
 
     def positions(self, steps: int) -> int:
@@ -164,9 +179,8 @@ def forward(stem: Stem, plan: list[int], element: int) -> Counts:
     """The solve."""
     n = stem.n_iter
     s = Solve(stem, plan, element, n - 1)
-    counts = Counts(dictionary=plan[2] * 2 * s.gradient * element)
+    counts = Counts(x=s.pixels(plan[2]) * element, dictionary=plan[2] * s.gradient * element)
     for tile in s.tiles():
-        counts.x += s.batch * tile.pixels() * element
         counts.stored += s.batch * tile.positions(0) * stem.atoms * element
         for step in range(1, n + 1):
             counts.products += s.batch * tile.analysis(n - step)
@@ -179,10 +193,9 @@ def backward(stem: Stem, plan: list[int], element: int) -> Counts:
     """Its gradients in x and the dictionary without momentum, of a code without zeros: see fista_backward.cu."""
     n = stem.n_iter
     s = Solve(stem, plan, element, max(n, 2 * (n - 1) - 1))
-    counts = Counts(dictionary=plan[2] * 2 * s.gradient * element)
+    counts = Counts(x=s.pixels(plan[2]) * element, dictionary=plan[2] * s.gradient * element)
     counts.stored = s.batch * s.channels * s.size[0] * s.size[1] * element + plan[2] * s.gradient * 4
     for tile in s.tiles():
-        counts.x += s.batch * tile.pixels() * element
         counts.z += s.batch * tile.positions(n) * stem.atoms * element
         products = 0
         # How far around the tile each z_k is computed; the last residual is needed for the tile alone.

@@ -1,8 +1,7 @@
 // The whole solve of a stem: x is read once and z written once, whatever n_iter is.
 //
-// Blocks are persistent: each takes tile after tile, and while it solves one, the pixels of the next arrive. A step
-// is a synthesis into the residual, a barrier, and an analysis that changes the code in place, each on one halo less
-// than the step before.
+// Blocks are persistent: each takes tile after tile. A step is a synthesis into the residual, a barrier, and an
+// analysis that changes the code in place, each on one halo less than the step before.
 
 #include "launch.h"
 #include "stem.cuh"
@@ -28,21 +27,7 @@ class Solve : public Stem<P> {
 
   __device__ void run() {
     this->load_dictionary();
-    int64_t tile = blockIdx.x;
-    int buffer = 0;
-    if (tile < this->tiles()) this->fetch_image(this->place(tile, halo_), this->image_buffer(buffer));
-    for (; tile < this->tiles(); tile += gridDim.x, buffer ^= 1) {
-      const int64_t next = tile + gridDim.x;
-      if (next < this->tiles()) {
-        this->fetch_image(this->place(next, halo_), this->image_buffer(buffer ^ 1));
-        __pipeline_wait_prior(1);
-      } else {
-        __pipeline_wait_prior(0);
-      }
-      __syncthreads();
-      solve(this->place(tile, halo_), this->image_buffer(buffer));
-      __syncthreads();
-    }
+    this->each_tile(halo_, [&](int64_t, const Place& at, Shared<Element> x) { solve(at, x); });
   }
 
  private:

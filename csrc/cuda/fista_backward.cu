@@ -41,22 +41,10 @@ class Reverse : public Stem<P> {
   __device__ void run() {
     this->load_dictionary();
     for (int e = threadIdx.x; e < l_.atoms16 * l_.taps16; e += kStemThreads) sums_[e] = 0;
-    int64_t tile = blockIdx.x;
-    int buffer = 0;
-    if (tile < this->tiles()) this->fetch_image(this->place(tile, halo_), this->image_buffer(buffer));
-    for (; tile < this->tiles(); tile += gridDim.x, buffer ^= 1) {
-      const int64_t next = tile + gridDim.x;
-      if (next < this->tiles()) {
-        this->fetch_image(this->place(next, halo_), this->image_buffer(buffer ^ 1));
-        __pipeline_wait_prior(1);
-      } else {
-        __pipeline_wait_prior(0);
-      }
-      __syncthreads();
-      const Place at = this->place(tile, halo_);
-      iterate(at, this->image_buffer(buffer));
+    this->each_tile(halo_, [&](int64_t tile, const Place& at, Shared<Element> x) {
+      iterate(at, x);
       follow(at, tile);
-    }
+    });
     write_sums();
   }
 

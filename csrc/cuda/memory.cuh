@@ -52,6 +52,11 @@ __device__ inline void store_global(T* to, T value) {
 // 16 bytes from global to shared memory, asynchronously: there after commit and wait.
 __device__ inline void copy_line(void* to, const void* from) { __pipeline_memcpy_async(to, from, 16); }
 
+// 16 bytes within shared memory.
+__device__ inline void copy_shared_line(void* to, const void* from) {
+  *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
+}
+
 inline void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }

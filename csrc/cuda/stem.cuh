@@ -25,9 +25,9 @@ struct Region {
 
 // Where a tile lies: its sample, what it owns, and what the first row and column in shared memory stand for.
 struct Place {
-  int64_t n;
-  Region owned;
-  int row, column, pixel_row, pixel_column;
+  int64_t n = -1;
+  Region owned = {};
+  int row = 0, column = 0, pixel_row = 0, pixel_column = 0;
 };
 
 template <typename P>
@@ -45,7 +45,25 @@ class Stem {
     return Shared<Element>(shared_ + l_.images + i * l_.image_bytes);
   }
 
-  __device__ int64_t tiles() const { return tiles_of(s_, a_.tile_rows, a_.tile_columns) * s_.batch; }
+  // solve(tile, at, x): every tile of this block, neighbours in a row one after the other. While a tile is solved, the
+  // pixels of the next arrive: the columns that both see are copied on chip.
+  template <typename Solve>
+  __device__ void each_tile(int halo, const Solve& solve) const {
+    const int64_t tiles = tiles_of(s_, a_.tile_rows, a_.tile_columns) * s_.batch;
+    const int64_t end = tiles * (blockIdx.x + 1) / gridDim.x;
+    int64_t tile = tiles * blockIdx.x / gridDim.x;
+    int buffer = 0;
+    Place at = place(tile, halo);
+    if (tile < end) fetch_image(at, image_buffer(buffer), Place(), image_buffer(buffer));
+    for (; tile < end; ++tile, buffer ^= 1) {
+      __pipeline_wait_prior(0);
+      __syncthreads();
+      const Place next = place(tile + 1, halo);
+      if (tile + 1 < end) fetch_image(next, image_buffer(buffer ^ 1), at, image_buffer(buffer));
+      solve(tile, at, image_buffer(buffer));
+      at = next;
+    }
+  }
 
   __device__ Place place(int64_t tile, int halo) const {
     const int across = (s_.code_width + a_.tile_columns - 1) / a_.tile_columns;
@@ -87,7 +105,8 @@ class Stem {
     return (m * l_.image_rows + h - at.pixel_row) * l_.image_pitch + w - at.pixel_column;
   }
 
-  // Both orders of the dictionary, zero where they are padded, and where a tap lies from its window's corner.
+  // Both orders of the dictionary, the second from the first, zero where they are padded, and where a tap lies from its
+  // window's corner.
   __device__ void load_dictionary() {
     for (int e = threadIdx.x; e < l_.atoms16 * l_.tap_pitch; e += kStemThreads) {
       const int k = e / l_.tap_pitch, tap = e % l_.tap_pitch;
@@ -97,13 +116,16 @@ class Stem {
                               tap / s_.kernel_width % s_.kernel_height, tap % s_.kernel_width);
       analysis_atoms()[e] = from_float<Element>(value);
     }
+    __syncthreads();
     for (int e = threadIdx.x; e < s_.kernel_height * l_.row_taps16 * l_.atom_pitch; e += kStemThreads) {
       const int k = e % l_.atom_pitch, tap = e / l_.atom_pitch % l_.row_taps16;
       const int dy = e / l_.atom_pitch / l_.row_taps16;
-      float value = 0;
-      if (k < s_.atoms && tap < l_.row_taps)
-        value = load<Element>(a_.dictionary, k, tap / s_.kernel_width, dy, tap % s_.kernel_width);
-      synthesis_atoms()[e] = from_float<Element>(value);
+      Element value = from_float<Element>(0);
+      if (k < s_.atoms && tap < l_.row_taps) {
+        const int m = tap / s_.kernel_width, dx = tap % s_.kernel_width;
+        value = analysis_atoms()[k * l_.tap_pitch + (m * s_.kernel_height + dy) * s_.kernel_width + dx];
+      }
+      synthesis_atoms()[e] = value;
     }
     for (int tap = threadIdx.x; tap < l_.taps16; tap += kStemThreads) {
       const int m = tap / (s_.kernel_height * s_.kernel_width);
@@ -112,14 +134,22 @@ class Stem {
     }
   }
 
-  // x around a tile with zeros for its padding: lines of 16 bytes copied asynchronously where x has them.
-  __device__ void fetch_image(const Place& at, Shared<Element> to) const {
+  // x around a tile with zeros for its padding: lines of 16 bytes copied asynchronously where x has them. The columns
+  // that `before`, whose pixels are in `from`, has too come from there.
+  __device__ void fetch_image(const Place& at, Shared<Element> to, const Place& before, Shared<Element> from) const {
     constexpr int kLine = 16 / static_cast<int>(sizeof(Element));
+    const int shift = at.pixel_column - before.pixel_column;
+    const bool follows = at.n == before.n && at.pixel_row == before.pixel_row && shift >= 0;
+    const int known = follows ? max(l_.image_pitch - shift, 0) : 0;
+    for (int e = threadIdx.x; e < s_.channels * l_.image_rows * (known / kLine); e += kStemThreads) {
+      const int index = e / (known / kLine) * l_.image_pitch + e % (known / kLine) * kLine;
+      copy_shared_line((to + index).get(), (from + (index + shift)).get());
+    }
     const int step = a_.copies_lines ? kLine : 1;
-    const int lines = l_.image_pitch / step;
+    const int lines = (l_.image_pitch - known) / step;
     const auto* x = static_cast<const Element*>(a_.x.data);
     for (int e = threadIdx.x; e < s_.channels * l_.image_rows * lines; e += kStemThreads) {
-      const int m = e / lines / l_.image_rows, r = e / lines % l_.image_rows, c = e % lines * step;
+      const int m = e / lines / l_.image_rows, r = e / lines % l_.image_rows, c = known + e % lines * step;
       const int h = at.pixel_row + r, w = at.pixel_column + c;
       const int index = (m * l_.image_rows + r) * l_.image_pitch + c;
       if (!in_image(h, w)) {

@@ -74,6 +74,16 @@ inline void copy_line(void* to, const void* from) {
   });
 }
 
+inline void copy_shared_line(void* to, const void* from) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
+    emulation::fail("a misaligned copy");
+  for (int i = 0; i < 16; i += 2) {
+    emulation::shared_access(static_cast<const char*>(from) + i, 2, false);
+    emulation::shared_access(static_cast<char*>(to) + i, 2, true);
+  }
+  std::memcpy(to, from, 16);
+}
+
 template <typename Arguments>
 void launch(void (*kernel)(Arguments), dim3 grid, int threads, int shared_bytes, void*, const Arguments& arguments) {
   emulation::run(grid, threads, shared_bytes, [&] { kernel(arguments); });
