@@ -57,7 +57,7 @@ prove-triton: install
 	$(RUN) tests/mutate_triton.py
 
 prove-cuda: install
-	$(RUN) -m pytest --whole tests/test_cuda*.py tests/test_emulation.py
+	$(RUN) -m pytest --whole tests/test_cuda*.py tests/test_cudnn.py tests/test_emulation.py
 	$(RUN) tests/mutate_cuda.py
 
 wheel-check: install

@@ -15,6 +15,7 @@ import datetime
 import random
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -66,18 +67,22 @@ def contenders(
 
     grad = torch.randn_like(conv())
 
-    def timed(forward: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    def timed(forward: Callable[[], torch.Tensor], backend: str | None = None) -> Callable[[], None]:
         def call() -> None:
-            z = forward()
-            if training:
-                dictionary.grad = None
-                z.backward(grad)
+            with csc.use_backend(backend) if backend else nullcontext():
+                z = forward()
+                if training:
+                    dictionary.grad = None
+                    z.backward(grad)
 
         return call
 
     compiled = torch.compile(plain, mode="max-autotune-no-cudagraphs")
     ways = {"eager": plain, "compiled": compiled, "csc.fista": ours, "one cuDNN convolution": conv}
-    return {name: timed(forward) for name, forward in ways.items()}
+    # The chosen backend, and each by itself: what the table of csc_kernels/backends.py is to be corrected by.
+    own = [name for name in csc.available_backends() if name not in ("native", "reference")]
+    forced = {f"csc.fista, {name}": timed(ours, name) for name in own}
+    return {name: timed(forward) for name, forward in ways.items()} | forced
 
 
 def measure(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:

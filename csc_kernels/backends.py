@@ -8,23 +8,32 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # In order of preference. Each is a module of this package with
 #   unavailable() -> why it cannot run in this process, or None
 #   unsupported(op, x, ...) -> why it cannot serve this call, or None
 # and one function per op with the op's own signature.
-_MODULES = {"cuda": ".cuda", "triton": ".triton_backend", "native": ".native", "reference": ".reference_backend"}
-_KNOWN = ("native", "triton", "cuda", "reference")
+_MODULES = {
+    "cuda": ".cuda",
+    "triton": ".triton_backend",
+    "cudnn": ".cudnn",
+    "native": ".native",
+    "reference": ".reference_backend",
+}
+_KNOWN = ("native", "triton", "cuda", "cudnn", "reference")
 _forced: str | None = None
 
-# On a GPU the order depends on the input channels (up to that many). Predicted from counts, measured by nobody: up
-# to 4 channels bytes decide, and a solve on chip moves the fewest; above, products do, and triton's pipelined ones
-# and cuDNN's (through the reference) beat the direct kernels of "cuda", whose operands are gathered one by one.
-_GPU_ORDER = (
-    (4, ("cuda", "triton", "reference")),
-    (None, ("triton", "reference", "cuda")),
-)
+# On a GPU the order depends on the kind of call. Predicted from counts, measured by nobody: a solve on chip moves
+# the fewest bytes; else products decide, and of those on tensor cores triton's, with the rest in their epilogue. In
+# plain float32 there are none, and cuDNN's convolutions have Winograd's algorithm. Last come the direct kernels of
+# "cuda", whose operands are gathered one by one.
+_GPU_ORDER = {
+    "on chip": ("cuda", "triton", "cudnn", "reference"),
+    "tensor cores": ("triton", "cudnn", "reference", "cuda"),
+    "plain float32": ("cudnn", "triton", "reference", "cuda"),
+}
 
 
 def _module(name: str) -> ModuleType:
@@ -56,7 +65,7 @@ def use_backend(name: str) -> Iterator[None]:
     An op that this backend cannot serve raises RuntimeError and says why.
 
     Args:
-        name: "reference", "native", "triton" or "cuda".
+        name: "reference", "native", "triton", "cuda" or "cudnn".
 
     Raises:
         ValueError: no such backend.
@@ -76,23 +85,29 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def _order(x: Tensor, dictionary: Tensor) -> list[str]:
+def _order(op: str, x: Tensor, dictionary: Tensor, solve: tuple | None) -> list[str]:
     """The backends to ask for a call, the preferred one first."""
     if x.device.type == "cpu":
         return list(_MODULES)
-    names = next(names for most, names in _GPU_ORDER if most is None or dictionary.shape[1] <= most)
-    return [name for name in names if name in _MODULES]
+    cuda = _module("cuda")
+    if solve is not None and cuda.unavailable() is None and cuda.runs_on_chip(op, x, dictionary, *solve):
+        return list(_GPU_ORDER["on chip"])
+    plain = x.dtype is torch.float32 and not torch.backends.cudnn.allow_tf32
+    return list(_GPU_ORDER["plain float32" if plain else "tensor cores"])
 
 
 def choose(op: str, x: Tensor, **facts: Any) -> ModuleType:
-    """The backend for one call of `op`; `facts` is what else the decision depends on."""
+    """The backend for one call of `op`; `facts` is what else the decision depends on.
+
+    Of a solve that keeps nothing, `solve` is its stride, pads, n_iter, momentum, and whether it starts from a code.
+    """
     if _forced is not None:
         module = _module(_forced)
         reason = module.unsupported(op, x, **facts)
         if reason is not None:
             raise RuntimeError(f'backend "{_forced}" cannot serve csc.{op} here: {reason}')
         return module
-    for name in _order(x, facts["dictionary"]):
+    for name in _order(op, x, facts["dictionary"], facts.get("solve")):
         module = _module(name)
         if module.unavailable() is None and module.unsupported(op, x, **facts) is None:
             return module

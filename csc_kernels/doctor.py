@@ -23,10 +23,10 @@ from .lipschitz import lipschitz
 from .parity import Check, check_backend
 from .version import __version__
 
-BACKENDS = ("native", "triton", "cuda", "reference")
+BACKENDS = ("native", "triton", "cuda", "cudnn", "reference")
 
 
-GPU_BACKENDS = ("triton", "cuda")
+GPU_BACKENDS = ("triton", "cuda", "cudnn")
 TIME_LIMIT = 900.0  # seconds for all checks of a GPU backend, with the compilation of its kernels
 
 

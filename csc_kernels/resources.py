@@ -46,7 +46,7 @@ ARCHITECTURES = {
     "gfx942": Architecture(64 * 1024, 64 * 1024, 32, 304),
 }
 # Kernels that multiply no matrices.
-WITHOUT_PRODUCTS = ("threshold_gradient_kernel", "sums")
+WITHOUT_PRODUCTS = ("threshold_gradient_kernel", "sums", "residual_tail", "step_tail")
 
 
 @dataclass(frozen=True)

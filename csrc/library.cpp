@@ -40,9 +40,9 @@ STABLE_TORCH_LIBRARY(csc_native, m) {
   m.def("compiler() -> str");
 }
 
-// The CUDA kernels, which the backend "cuda" calls. plan, product_bytes and built need no GPU; the others exist where
-// they were compiled. Numbers (lmbda, mu, scale, step_size) are float32 scalars in host memory, or tensors on the
-// device.
+// The CUDA kernels, which the backends "cuda" and "cudnn" call. plan, product_bytes and built need no GPU; the others
+// exist where they were compiled. Numbers (lmbda, mu, scale, step_size) are float32 scalars in host memory, or tensors
+// on the device.
 STABLE_TORCH_LIBRARY(csc_cuda, m) {
   m.def(
       "synthesis(Tensor z, Tensor dictionary, int[] stride, int[] pads, float scale, Tensor? x, Tensor? mask, "
@@ -54,6 +54,10 @@ STABLE_TORCH_LIBRARY(csc_cuda, m) {
   m.def(
       "correlation(Tensor image, Tensor code, int[] stride, int[] pads, bool tf32, Tensor(a!) partials, "
       "Tensor(b!) result) -> ()");
+  m.def("residual_tail(float scale, Tensor? x, Tensor? mask, Tensor(a!) result) -> ()");
+  m.def(
+      "step_tail(Tensor scale, Tensor? base, Tensor? lmbda, Tensor? mu, bool nonneg, Tensor? previous, float beta, "
+      "Tensor(a!) code, Tensor(b!)? point) -> ()");
   m.def(
       "fista(Tensor x, Tensor dictionary, Tensor lmbda, Tensor mu, Tensor step_size, Tensor? z0, Tensor? mask, "
       "int[] stride, int[] pads, bool nonneg, bool gradient_at_code, float[] weights, bool tf32, int[] plan, "

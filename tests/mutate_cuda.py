@@ -137,6 +137,14 @@ def problems() -> Iterator[tuple[Compute, Problem, dict[str, int]]]:
         make(stride=(2, 1), kernel=(3, 2), channels=5, size=(36, 39), padding=1, batch=3).leaves(),
         {},
     )
+    library = {"backend": "cudnn"}
+    # A block of the tails has 2048 entries; masks, layouts, and more than one of everything.
+    large = {"channels": 5, "atoms": 11, "padding": 1, "size": (15, 13), "batch": 3}
+    options = {"lmbda": "atom", "mu": "sample", "mask": "float", "nonneg": False}
+    yield Problem.solve, make(n_iter=4, z0=True, **options, **large).leaves(), library
+    last = make(n_iter=3, **options, **large)
+    last.x = last.x.contiguous(memory_format=torch.channels_last)
+    yield Problem.solve, last.leaves(), library
     struck = make(padding=1, size=(6, 6))
     struck.x[0, 0, 2, 2] = torch.nan
     yield Problem.solve, struck, {}
@@ -211,7 +219,7 @@ class Finder:
         for name, value in (FULL | state).items():
             setattr(self.device, name, value)
         try:
-            with emulated(self.device), csc.use_backend("cuda"):
+            with emulated(self.device), csc.use_backend(state.get("backend", "cuda")):
                 outcome = results(compute, problem)
         except EmulationError as error:
             lines = [line for line in str(error).splitlines() if "rror" in line or "emulation:" in line]

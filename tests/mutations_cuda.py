@@ -9,6 +9,8 @@ SYNTHESIS = "residual.cu"
 ANALYSIS = "fista_step.cu"
 CORRELATION = "correlation.cu"
 SUMS = "sums.cu"
+EPILOGUES = "epilogues.cuh"
+TAILS = "tails.cu"
 PRODUCT = "implicit_product.cuh"
 NUMBERS = "numbers.cuh"
 SOLVE = "fista.cu"
@@ -25,9 +27,6 @@ MUTATIONS = {
         "[[j < s.code_width => j < s.code_width - 1]] ?",
         "return [[i < s.code_height => i < s.code_height - 1]] && j",
         "const AtomTap tap = [[atom_tap_of(depth, s) => atom_tap_of(depth ? depth - 1 : depth, s)]]; const int h",
-        "[[load<Element>(a.image, p.n, m, p.row, p.column) - sum => sum - load<Element>(a.image, p.n, m, p.row, p.column)]]",
-        ": [[a.scale * sum => sum]]",
-        "if ([[a.mask.data => nullptr]]) value *=",
         "[[static_cast<int64_t>(s.atoms) * s.kernel_height * s.kernel_width => (s.atoms * s.kernel_height - 1) * s.kernel_width]]",
     ],
     ANALYSIS: [
@@ -37,12 +36,6 @@ MUTATIONS = {
         "bool inside = [[h >= 0 => h > 0]] && h <",
         "h < s.height && [[w >= 0 => w > 0]] && w",
         "&& [[w < s.width => w < s.width - 1]];",
-        "float value = [[t * sum => sum]];",
-        "if (a.base.data) value += [[load<Element>(a.base, p.n, k, p.row, p.column) => 0]];",
-        "a.lmbda, a.mu, [[a.nonneg => true]], p.n",
-        "value + [[a.beta => -a.beta]] * (value - previous)",
-        "value + a.beta * (value - [[previous => 0]])",
-        "{{if (a.shrinks) value = prox(value, t, a.lmbda, a.mu, a.nonneg, p.n, k, p.row, p.column); => ;}}",
         "[[static_cast<int64_t>(s.channels) * s.kernel_height * s.kernel_width => s.channels * s.kernel_height * s.kernel_width - 1]]",
     ],
     CORRELATION: [
@@ -70,6 +63,35 @@ MUTATIONS = {
         "store_global(a.results + index, [[total => -total]])",
         "if ([[index >= a.groups * a.length => index > a.groups * a.length]]) return",
     ],
+    EPILOGUES: [
+        "[[load<Element>(a.image, p.n, m, p.row, p.column) - sum => sum - load<Element>(a.image, p.n, m, p.row, p.column)]]",
+        ": [[a.scale * sum => sum]]",
+        "if ([[a.mask.data => nullptr]]) value *=",
+        "{{if (a.mask.data) value *= load<Element>(a.mask, p.n, m, p.row, p.column); => ;}}",
+        "float value = [[t * sum => sum]];",
+        "if (a.base.data) value += [[load<Element>(a.base, p.n, k, p.row, p.column) => 0]];",
+        "a.lmbda, a.mu, [[a.nonneg => true]], p.n",
+        "value + [[a.beta => -a.beta]] * (value - previous)",
+        "value + a.beta * (value - [[previous => 0]])",
+        "{{if (a.shrinks) value = prox(value, t, a.lmbda, a.mu, a.nonneg, p.n, k, p.row, p.column); => ;}}",
+    ],
+    TAILS: [
+        "const int outer = [[adjacent ? rows : channels => rows]], middle",
+        "middle = [[adjacent ? columns : rows => columns]]",
+        "inner = [[adjacent ? channels : columns => columns]]",
+        "(static_cast<int64_t>([[blockIdx.x => 0]]) * kTailThreads + threadIdx.x)",
+        "e < kTailEntries && [[n < batch => true]]",
+        "e < [[kTailEntries => kTailEntries - 1]] && n",
+        "adjacent ? [[Position{n, i, j} => Position{n, j, i}]]",
+        ": [[Position{n, j, k} => Position{n, k, j}]]",
+        "if ([[++k < inner => ++k <= inner]]) continue",
+        "if (++j < [[middle => outer]]) continue",
+        "if (++i < [[outer => middle]]) continue",
+        "{{++n; => ;}}",
+        "finish_pixel<Element>(a, p, m, [[load<Element>(a.result, p.n, m, p.row, p.column) => 0.0f]])",
+        "finish_code<Element>(a, t, p, k, load<Element>(a.code, p.n, [[k => 0]], p.row, p.column))",
+        "(entries + kOfBlock - [[1 => kOfBlock]]) / kOfBlock",
+    ],
     PRODUCT: [
         "min(kProductTile, [[row_count - row0 + 15 => row_count - row0]]) / 16",
         "const int row0 = [[blockIdx.y * kProductTile => 0]]",
@@ -84,11 +106,11 @@ MUTATIONS = {
         "{{__syncwarp(); => ;}}#2",
         "if ([[row < row_count => true]] && column",
         "row < row_count && [[column < column_count => column <= column_count]]",
-        "static_cast<int>(line % [[rows => columns]])",
         "static_cast<int>(line % [[s.kernel_height => s.kernel_width]])",
         "right + [[warp => 0]] * 16 * kDepthPitch",
     ],
     NUMBERS: [
+        "static_cast<int>(line % [[rows => columns]])",
         "const float threshold = [[t * load(lmbda, n, k, i, j) => load(lmbda, n, k, i, j)]]",
         "if (!nonneg) z -= [[positive_part(-v - threshold) => positive_part(-v + threshold)]]",
         "float z = positive_part([[v - threshold => v]])",

@@ -44,7 +44,7 @@ def test_an_unknown_backend_is_named() -> None:
         pass
 
 
-@pytest.mark.parametrize("name", sorted({"native", "triton", "cuda"} - set(BACKENDS)))
+@pytest.mark.parametrize("name", sorted({"native", "triton", "cuda", "cudnn"} - set(BACKENDS)))
 def test_a_backend_that_is_not_there_says_why(name: str) -> None:
     with pytest.raises(RuntimeError, match=f'"{name}" is not available: .+'), csc.use_backend(name):
         pass

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import csc_kernels as csc
 from csc_kernels import backends, parity
+from csc_kernels.cuda import library
 
 
 def on_cuda(**changes: Any) -> dict[str, Any]:
@@ -61,14 +62,25 @@ def test_a_users_error_is_raised_before_any_launch(error: str, monkeypatch: pyte
 
 
 def test_the_order_of_backends_follows_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = dict.fromkeys(("triton", "cuda", "native", "reference"))
-    monkeypatch.setattr(backends, "_MODULES", modules)
-    with FakeTensorMode():
-        x = torch.empty(1, device="cuda")
-        stem, wide = (torch.empty(8, channels, 3, 3, device="cuda") for channels in (4, 5))
-        assert backends._order(x, stem) == ["cuda", "triton", "reference"]
-        assert backends._order(x, wide) == ["triton", "reference", "cuda"]
-    assert backends._order(torch.empty(1), torch.empty(8, 3, 3, 3)) == list(modules)
+    on_chip, on_tensor_cores, plain = (backends._GPU_ORDER[kind] for kind in backends._GPU_ORDER)
+    assert (on_chip[0], on_tensor_cores[0], plain[0]) == ("cuda", "triton", "cudnn")
+    monkeypatch.setattr(backends._module("cuda"), "unavailable", lambda: None)
+    monkeypatch.setattr(library, "limits", lambda _: (227 * 1024, 132))
+
+    def order(op: str, channels: int, *solve: Any, tf32: bool = True) -> tuple[str, ...]:
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+        with FakeTensorMode():
+            x = torch.empty(2, channels, 8, 8, device="cuda")
+            dictionary = torch.empty(8, channels, 3, 3, device="cuda")
+            return tuple(backends._order(op, x, dictionary, ([1, 1], [1] * 4, *solve, False) if solve else None))
+
+    assert order("fista", 4, 5, "fista") == order("fista_backward", 4, 2, "fista") == on_chip
+    # Too many channels, momentum in a backward, too many steps; and one step alone.
+    assert order("fista", 5, 5, "fista") == order("fista_backward", 4, 3, "fista") == on_tensor_cores
+    assert order("fista", 4, 65, "fista") == order("residual", 4) == on_tensor_cores
+    assert order("fista_backward", 4, 3, "none") == on_chip
+    assert order("fista", 5, 5, "fista", tf32=False) == order("residual", 4, tf32=False) == plain
+    assert backends._order("fista", torch.empty(1), torch.empty(8, 3, 3, 3), None) == list(backends._MODULES)
 
 
 @pytest.mark.parametrize("backward", (False, True))

@@ -13,8 +13,9 @@ from csc_kernels import traffic
 from csc_kernels.cuda import kernels
 from csc_kernels.cuda.plan import splits
 from csc_kernels.cuda.resources import STEMS, Stem, plan_of
-from csc_kernels.cuda.step_traffic import analysis, correlation, synthesis
+from csc_kernels.cuda.step_traffic import Pass, analysis, correlation, residual_tail, step_tail, synthesis
 from csc_kernels.cuda.traffic import backward, forward, predictions
+from csc_kernels.cudnn import passes
 from csc_kernels.resources import Architecture
 
 # The solve, and whether it is cut into tiles.
@@ -129,13 +130,40 @@ def test_of_the_passes_of_a_step_formula_and_count_agree(
         "analysis": analysis(stem, whole_step, whole_step),
         "correlation": correlation(stem, splits(z[:, 0].numel())),
     }
+    assert_counted(device, expected, x.element_size())
+
+
+def assert_counted(device, expected: dict[str, Pass], element: int) -> None:  # noqa: F811
+    """What the device counted of its calls."""
     assert [op for op, _, _ in device.calls] == list(expected)
     for op, _, counted in device.calls:
         single = ("partials", "result") if op == "correlation" else ()  # float32 in any case.
         for found, wanted in ((counted.loaded, expected[op].loaded), (counted.stored, expected[op].stored)):
-            bytes_of = {n: c * (4 if n in single else x.element_size()) for n, c in wanted.items()}
+            bytes_of = {n: c * (4 if n in single else element) for n, c in wanted.items()}
             assert {name: count for name, count in found.items() if count} == bytes_of, op
         assert counted.products == expected[op].products, op
+
+
+@pytest.mark.parametrize("whole_step", (False, True))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_of_the_tails_formula_and_count_agree(device, layer: str, dtype: torch.dtype, whole_step: bool) -> None:  # noqa: F811
+    """Every entry once: what a perfect fusion of everything but the convolution moves."""
+    stem = LAYERS[layer]
+    device.device_numbers = False
+    x, dictionary = tensors(stem, dtype)
+    stride, pads = (stem.stride,) * 2, (stem.padding,) * 4
+    z = torch.randn(kernels.code_shape(x, dictionary, stride, pads)).to(dtype)
+    number = torch.tensor(0.1)
+    r = passes.synthesis(z, dictionary, stride, pads, x, x=x, mask=torch.ones_like(x) if whole_step else None)
+    previous, beta = (z, 0.5) if whole_step else (None, None)
+    base = z if whole_step else None
+    passes.step(r, dictionary, stride, pads, number, base, number, number, True, previous, beta)
+    expected = {
+        "residual_tail": residual_tail(stem, True, whole_step),
+        "step_tail": step_tail(stem, whole_step, whole_step),
+    }
+    assert_counted(device, expected, x.element_size())
 
 
 def test_a_solve_moves_at_most_a_quarter_more_than_x_and_z(emulated_process) -> None:  # noqa: F811

@@ -20,7 +20,7 @@ import torch
 
 from ..geometry import code_size
 from ..native.library import unavailable as library_unavailable
-from ..resources import ARCHITECTURES, Architecture, Resources
+from ..resources import ARCHITECTURES, WITHOUT_PRODUCTS, Architecture, Resources
 
 PRODUCTS = {
     "Fma": ("float32", 4),
@@ -33,10 +33,13 @@ KERNELS = {
     "analysis_kernel": "fista_step",
     "correlation_kernel": "correlation",
     "sums_kernel": "sums",
+    "residual_tail_kernel": "residual_tail",
+    "step_tail_kernel": "step_tail",
     "fista_kernel": "fista",
     "fista_backward_kernel": "fista_backward",
 }
-STEM_WARPS, OTHER_WARPS = 8, 4
+# Warps of a block, and of the others' 4.
+WARPS = {"fista": 8, "fista_backward": 8, "residual_tail": 8, "step_tail": 8}
 
 
 class Stem(NamedTuple):
@@ -148,7 +151,7 @@ def shared_bytes_of(op: str, element: int, architecture: Architecture) -> Iterat
             plan = plan_of(stem, op == "fista_backward", element, architecture)
             if plan:
                 yield entry, plan[3]
-    elif op == "sums":
+    elif op in WITHOUT_PRODUCTS:
         yield "any", 0
     else:
         yield "any", torch.ops.csc_cuda.product_bytes(element)
@@ -167,9 +170,9 @@ def rows(architectures: Sequence[str] = tuple(ARCHITECTURES)) -> Iterator[Resour
     instructions = tensor_core_instructions(sorted({name for _, _, name in usage}))
     for (op, product, name), (registers, spills) in sorted(usage.items()):
         dtype, element = PRODUCTS[product]
-        warps = STEM_WARPS if op in ("fista", "fista_backward") else OTHER_WARPS
         for entry, shared in shared_bytes_of(op, element, ARCHITECTURES[name]):
+            occupancy = ARCHITECTURES[name].occupancy(registers, shared, WARPS.get(op, 4))
             yield Resources(
-                "cuda", op, dtype, entry, name, registers, spills, shared,
-                round(ARCHITECTURES[name].occupancy(registers, shared, warps), 3), instructions[op, product, name],
+                "cuda", op, dtype, entry, name, registers, spills, shared, round(occupancy, 3),
+                instructions[op, product, name],
             )  # fmt: skip

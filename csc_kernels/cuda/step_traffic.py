@@ -1,6 +1,7 @@
 """What the passes of a solve step by step load, store and multiply, by formula.
 
-They are csrc/cuda/residual.cu, fista_step.cu and correlation.cu, each one implicit product (implicit_product.cuh).
+They are csrc/cuda/residual.cu, fista_step.cu and correlation.cu, each one implicit product (implicit_product.cuh),
+and tails.cu, which follows a library's convolutions.
 
 Loads are counted where threads make them. A pixel or a code is loaded once for every tap that meets it: the caches
 serve those after the first, so that this is no count of what the memory moves.
@@ -85,6 +86,23 @@ def analysis(layer: Stem, with_base: bool, with_point: bool) -> Pass:
         found.loaded["previous"] = found.stored["point"] = code
     found.products = _products(s.atoms, s.codes, [depth])
     return found
+
+
+def residual_tail(layer: Stem, with_x: bool, with_mask: bool) -> Pass:
+    """What is left of a synthesis, whose result it replaces."""
+    s = sizes(layer)
+    image = s.pixels * s.channels
+    given = {"result": True, "x": with_x, "mask": with_mask}
+    return Pass({name: image for name in given if given[name]}, {"result": image})
+
+
+def step_tail(layer: Stem, with_base: bool, with_point: bool) -> Pass:
+    """What is left of a step after the convolution, whose result it replaces."""
+    s = sizes(layer)
+    code = s.codes * s.atoms
+    given = {"code": True, "base": with_base, "previous": with_point}
+    stored = {"code": code} | ({"point": code} if with_point else {})
+    return Pass({name: code for name in given if given[name]}, stored)
 
 
 def correlation(layer: Stem, splits: int) -> Pass:

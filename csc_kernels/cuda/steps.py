@@ -1,6 +1,7 @@
-"""Solves and gradients composed of the kernels' passes, one step after the other: any shape, any number of steps.
+"""Solves and gradients composed of four passes, one step after the other: any shape, any number of steps.
 
-The formulas are csc_kernels.reference's.
+The formulas are csc_kernels.reference's. `passes` has synthesis, step, analysis and correlation: the module
+kernels, or cudnn.passes.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from torch import Tensor
 from ..geometry import step_weights
 from ..ops.fista import kept_tensors
 from ..ops.library import image
-from . import kernels
 
 
-def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum, keep):
+def fista(passes, x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum, keep):
     """The code, and the codes and residuals of the steps where they are to be kept."""
     codes: list[Tensor] = []
     residuals: list[Tensor] = []
@@ -23,10 +23,10 @@ def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, n
         if z is None:
             r = x if mask is None else x * mask
         else:
-            r = kernels.synthesis(z if momentum == "sdnet" else y, dictionary, stride, pads, x, x=x, mask=mask)
+            r = passes.synthesis(z if momentum == "sdnet" else y, dictionary, stride, pads, x, x=x, mask=mask)
             residuals.append(r)
         extrapolates = bool(beta) and len(codes) + 1 < n_iter
-        z, point = kernels.step(
+        z, point = passes.step(
             r, dictionary, stride, pads, step_size, y, lmbda, mu, nonneg, z if extrapolates else None,
             beta if extrapolates else None,
         )  # fmt: skip
@@ -44,7 +44,8 @@ def _stack(out: Tensor, values: list[Tensor]) -> Tensor:
 class Sums:
     """The gradients that the steps of one solve add to, and what they have in common."""
 
-    def __init__(self, x, dictionary, lmbda, mu, step_size, mask, stride, pads, needs) -> None:
+    def __init__(self, passes, x, dictionary, lmbda, mu, step_size, mask, stride, pads, needs) -> None:
+        self.passes = passes
         self.x, self.mask = x, mask
         self.convolution = (dictionary, stride, pads)
         self.lmbda, self.mu, self.step_size = lmbda, mu, step_size
@@ -59,18 +60,18 @@ class Sums:
         if any(self.needs[2:4]):
             self.penalty = _plus(self.penalty, penalty_sums(gradient, z_next))
         if self.needs[1]:
-            self.dictionary = _plus(self.dictionary, kernels.correlation(r, gradient, *self.convolution))
+            self.dictionary = _plus(self.dictionary, self.passes.correlation(r, gradient, *self.convolution))
         if point is None and not self.needs[0]:
             return gradient, None
-        picture = kernels.synthesis(gradient, *self.convolution, self.x, scale=-1.0, mask=self.mask)
+        picture = self.passes.synthesis(gradient, *self.convolution, self.x, scale=-1.0, mask=self.mask)
         if self.needs[0]:
             self.image = _plus(self.image, picture.float())
         if point is None:
             return gradient, None
         if self.needs[1]:
-            self.dictionary = _plus(self.dictionary, kernels.correlation(picture, point, *self.convolution))
+            self.dictionary = _plus(self.dictionary, self.passes.correlation(picture, point, *self.convolution))
         base = None if separate else gradient
-        moved = kernels.analysis(picture, *self.convolution, self.step_size, base)
+        moved = self.passes.analysis(picture, *self.convolution, self.step_size, base)
         return (gradient, moved) if separate else (moved, None)
 
 
@@ -85,14 +86,14 @@ def penalty_sums(gradient: Tensor, z: Tensor) -> Tensor:
 
 
 def fista_backward(
-    grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride, pads,
+    passes, grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride, pads,
     nonneg, momentum, needs,
 ):  # fmt: skip
     """The sums over the steps, and the gradient in z0."""
     batch = x.shape[0]
     if codes.shape[0] != (n_iter - 1) * batch or (z0 is not None and residuals.shape[0] != n_iter * batch):
         _, codes, residuals = fista(
-            x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum, True
+            passes, x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum, True
         )
     betas = step_weights(n_iter, momentum)
     iterates = [z0, *(codes.split(batch) if codes.shape[0] else ()), z]
@@ -105,7 +106,7 @@ def fista_backward(
             return iterates[k]
         return torch.lerp(iterates[k - 1], iterates[k], 1 + betas[k - 1])
 
-    sums = Sums(x, dictionary, lmbda, mu, step_size, mask, stride, pads, needs)
+    sums = Sums(passes, x, dictionary, lmbda, mu, step_size, mask, stride, pads, needs)
     current, before = grad, None
     for k in range(n_iter, 0, -1):
         point = iterates[k - 1] if momentum == "sdnet" else extrapolated(k - 1)

@@ -74,7 +74,8 @@ def _kernel(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, momentum)
     check_values(lmbda, mu, step_size)
-    backend = choose("fista", x, dictionary=dictionary, keep=keep)
+    solve = None if keep else (stride, pads, n_iter, momentum, z0 is not None)
+    backend = choose("fista", x, dictionary=dictionary, keep=keep, solve=solve)
     return backend.fista(
         x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum, keep
     )
@@ -134,6 +135,7 @@ def _backward_kernel(
         lmbda=lmbda,
         mu=mu,
         needs=needs[2:4],
+        solve=None if codes.shape[0] else (stride, pads, n_iter, momentum, z0 is not None),
         mask_gradient=needs[6],
         step_gradient=needs[4],
     )

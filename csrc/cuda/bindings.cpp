@@ -78,6 +78,18 @@ void correlation_op(Stable image, Stable code, Ints stride, Ints pads, bool tf32
   correlation<Torch>(image, code, stride, pads, tf32, partials, result, context.stream());
 }
 
+void residual_tail_op(double scale, MaybeTensor x, MaybeTensor mask, Stable result) {
+  const Context context(result);
+  residual_tail<Torch>(scale, optional(x), optional(mask), result, context.stream());
+}
+
+void step_tail_op(Stable scale, MaybeTensor base, MaybeTensor lmbda, MaybeTensor mu, bool nonneg, MaybeTensor previous,
+                  double beta, Stable code, MaybeTensor point) {
+  const Context context(code);
+  step_tail<Torch>(scale, optional(base), optional(lmbda), optional(mu), nonneg, optional(previous), beta, code,
+                   optional(point), context.stream());
+}
+
 void fista_op(Stable x, Stable dictionary, Stable lmbda, Stable mu, Stable step_size, MaybeTensor z0, MaybeTensor mask,
               Ints stride, Ints pads, bool nonneg, bool gradient_at_code, std::vector<double> weights, bool tf32,
               Ints plan, Stable z) {
@@ -104,6 +116,8 @@ STABLE_TORCH_LIBRARY_IMPL(csc_cuda, CUDA, m) {
   m.impl("synthesis", TORCH_BOX(&csc::cuda::synthesis_op));
   m.impl("analysis", TORCH_BOX(&csc::cuda::analysis_op));
   m.impl("correlation", TORCH_BOX(&csc::cuda::correlation_op));
+  m.impl("residual_tail", TORCH_BOX(&csc::cuda::residual_tail_op));
+  m.impl("step_tail", TORCH_BOX(&csc::cuda::step_tail_op));
   m.impl("fista", TORCH_BOX(&csc::cuda::fista_op));
   m.impl("fista_backward", TORCH_BOX(&csc::cuda::fista_backward_op));
 }

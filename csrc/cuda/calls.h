@@ -105,6 +105,31 @@ void analysis(const Tensor& image, const Tensor& dictionary, const Ints& stride,
   if (a.shape.batch) launch_analysis(a, product_of(image.element(), tf32), stream);
 }
 
+// result: A z, which mask * (x - A z), or mask * scale * A z, takes the place of.
+template <typename Tensor>
+void residual_tail(double scale, const std::optional<Tensor>& x, const std::optional<Tensor>& mask,
+                   const Tensor& result, void* stream) {
+  SynthesisArguments a;
+  a.shape = shape_of(result, result, result, {1, 1}, {0, 0, 0, 0});
+  a.image = view(x), a.mask = view(mask), a.result = view(result);
+  a.scale = static_cast<float>(scale);
+  if (a.shape.batch) launch_residual_tail(a, result.element(), stream);
+}
+
+// code: A' image, which prox(base + scale A' image) takes the place of.
+template <typename Tensor>
+void step_tail(const Tensor& scale, const std::optional<Tensor>& base, const std::optional<Tensor>& lmbda,
+               const std::optional<Tensor>& mu, bool nonneg, const std::optional<Tensor>& previous, double beta,
+               const Tensor& code, const std::optional<Tensor>& point, void* stream) {
+  AnalysisArguments a;
+  a.shape = shape_of(code, code, code, {1, 1}, {0, 0, 0, 0});
+  a.base = view(base), a.previous = view(previous), a.code = view(code), a.point = view(point);
+  a.scale = parameter(scale), a.lmbda = parameter(lmbda), a.mu = parameter(mu);
+  a.shrinks = lmbda.has_value(), a.nonneg = nonneg;
+  a.beta = static_cast<float>(beta);
+  if (a.shape.batch) launch_step_tail(a, code.element(), stream);
+}
+
 // partials: (splits, K, M, kH, kW).
 template <typename Tensor>
 void correlation(const Tensor& image, const Tensor& code, const Ints& stride, const Ints& pads, bool tf32,

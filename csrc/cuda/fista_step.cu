@@ -1,5 +1,6 @@
 // The step: base + t A' r, threshold, 1 / (1 + t mu) and momentum in the epilogue of one convolution.
 
+#include "epilogues.cuh"
 #include "implicit_product.cuh"
 #include "launch.h"
 
@@ -39,14 +40,7 @@ __global__ void __launch_bounds__(kProductThreads, 4) analysis_kernel(const __gr
   const float t = load(a.scale, 0, 0, 0, 0);
   implicit_product<P>(dynamic_shared(), Atoms<Element>{s, a.dictionary}, s.atoms, Windows<Element>{s, a.image},
                       positions, 0, depth, a.code.channel == 1, [&](int k, int64_t position, float sum) {
-                        const Position p = position_of(position, s.code_height, s.code_width);
-                        float value = t * sum;
-                        if (a.base.data) value += load<Element>(a.base, p.n, k, p.row, p.column);
-                        if (a.shrinks) value = prox(value, t, a.lmbda, a.mu, a.nonneg, p.n, k, p.row, p.column);
-                        store<Element>(a.code, p.n, k, p.row, p.column, value);
-                        if (!a.point.data) return;
-                        const float previous = load<Element>(a.previous, p.n, k, p.row, p.column);
-                        store<Element>(a.point, p.n, k, p.row, p.column, value + a.beta * (value - previous));
+                        finish_code<Element>(a, t, position_of(position, s.code_height, s.code_width), k, sum);
                       });
 }
 

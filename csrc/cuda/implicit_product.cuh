@@ -73,17 +73,6 @@ __device__ void implicit_product(void* shared, const Rows& rows, int row_count, 
   }
 }
 
-// A position (n, i, j) of a plane of rows x columns, from its number.
-struct Position {
-  int64_t n;
-  int row, column;
-};
-
-__device__ inline Position position_of(int64_t index, int rows, int columns) {
-  const int64_t line = index / columns;
-  return {line / rows, static_cast<int>(line % rows), static_cast<int>(index % columns)};
-}
-
 // A tap (m, dy, dx) of the dictionary, from its number.
 struct Tap {
   int channel, row, column;

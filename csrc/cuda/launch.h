@@ -9,6 +9,8 @@ namespace csc::cuda {
 void launch_synthesis(const SynthesisArguments& a, Product product, void* stream);
 void launch_analysis(const AnalysisArguments& a, Product product, void* stream);
 void launch_correlation(const CorrelationArguments& a, Product product, void* stream);
+void launch_residual_tail(const SynthesisArguments& a, Element element, void* stream);
+void launch_step_tail(const AnalysisArguments& a, Element element, void* stream);
 void launch_sums(const SumsArguments& a, void* stream);
 void launch_fista(const SolveArguments& a, Product product, void* stream);
 void launch_fista_backward(const SolveBackwardArguments& a, Product product, void* stream);

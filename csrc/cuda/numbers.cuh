@@ -26,6 +26,19 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
   return __float2bfloat16(value);
 }
 
+// run(zero) with a zero of the element's type.
+template <typename Run>
+void with_element(Element element, const Run& run) {
+  switch (element) {
+    case Element::float32:
+      return run(float{});
+    case Element::float16:
+      return run(__half{});
+    case Element::bfloat16:
+      return run(__nv_bfloat16{});
+  }
+}
+
 __device__ inline int64_t offset(const View& v, int64_t n, int64_t c, int64_t h, int64_t w) {
   return n * v.batch + c * v.channel + h * v.row + w * v.column;
 }
@@ -42,6 +55,17 @@ __device__ inline void store(const View& v, int64_t n, int64_t c, int64_t h, int
 
 __device__ inline float load(const Parameter& p, int64_t n, int64_t k, int64_t i, int64_t j) {
   return p.data ? load_global(p.data + n * p.batch + k * p.channel + i * p.row + j * p.column) : p.value;
+}
+
+// A position (n, i, j) of a plane of rows x columns, from its number.
+struct Position {
+  int64_t n;
+  int row, column;
+};
+
+__device__ inline Position position_of(int64_t index, int rows, int columns) {
+  const int64_t line = index / columns;
+  return {line / rows, static_cast<int>(line % rows), static_cast<int>(index % columns)};
 }
 
 // NaN stays NaN, as in torch's relu.

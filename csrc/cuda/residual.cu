@@ -3,6 +3,7 @@
 // A pixel (h, w) of channel m sees tap (dy, dx) of atom k from the code at ((h + top - dy) / sH,
 // (w + left - dx) / sW), where the stride divides that.
 
+#include "epilogues.cuh"
 #include "implicit_product.cuh"
 #include "launch.h"
 
@@ -52,11 +53,7 @@ __global__ void __launch_bounds__(kProductThreads, 4) synthesis_kernel(const __g
   const int64_t depth = static_cast<int64_t>(s.atoms) * s.kernel_height * s.kernel_width;
   implicit_product<P>(dynamic_shared(), Channels<Element>{s, a.dictionary}, s.channels, Pixels<Element>{s, a.code},
                       pixels, 0, depth, a.result.channel == 1, [&](int m, int64_t pixel, float sum) {
-                        const Position p = position_of(pixel, s.height, s.width);
-                        float value =
-                            a.image.data ? load<Element>(a.image, p.n, m, p.row, p.column) - sum : a.scale * sum;
-                        if (a.mask.data) value *= load<Element>(a.mask, p.n, m, p.row, p.column);
-                        store<Element>(a.result, p.n, m, p.row, p.column, value);
+                        finish_pixel<Element>(a, position_of(pixel, s.height, s.width), m, sum);
                       });
 }
 

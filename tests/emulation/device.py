@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 import csc_kernels as csc
+from csc_kernels import cuda, cudnn
 from csc_kernels.cuda import library
 from csc_kernels.geometry import step_weights
 
-OPS = ("synthesis", "analysis", "correlation", "fista", "fista_backward")
+OPS = ("synthesis", "analysis", "correlation", "residual_tail", "step_tail", "fista", "fista_backward")
 ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 # The usual state of a device: bytes of shared memory, multiprocessors, the order of blocks and threads, whether
@@ -194,7 +195,7 @@ if csc.backends.unavailable("native") is None:
 
 @contextmanager
 def emulated(device: Device) -> Iterator[Device]:
-    """The backend "cuda" serves CPU tensors, on the emulated device, until the context ends."""
+    """The backends "cuda" and "cudnn" serve CPU tensors, on the emulated device, until the context ends."""
     patches = {
         "serves_device": lambda x: x.device.type == "cpu",
         "is_device_number": lambda value: device.device_numbers or value.dim() > 0,
@@ -203,7 +204,10 @@ def emulated(device: Device) -> Iterator[Device]:
     }
     _current.append(device)
     try:
-        with mock.patch.multiple(library, **patches), mock.patch.object(csc.cuda, "unavailable", lambda: None):
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.multiple(library, **patches))
+            for backend in (cuda, cudnn):
+                stack.enter_context(mock.patch.object(backend, "unavailable", lambda: None))
             yield device
     finally:
         _current.pop()

@@ -23,13 +23,13 @@ def emulated_process() -> Iterator:
     device.close()
 
 
-@pytest.fixture
-def device(emulated_process) -> Iterator:
-    """The backend "cuda", forced, on the emulated device in its usual state."""
+@pytest.fixture(params=["cuda"])
+def device(emulated_process, request: pytest.FixtureRequest) -> Iterator:
+    """The backend "cuda", or the fixture's parameter, forced, on the emulated device in its usual state."""
     from .device import FULL, emulated
 
     for name, value in FULL.items():
         setattr(emulated_process, name, value)
     emulated_process.calls.clear()
-    with emulated(emulated_process), csc.use_backend("cuda"):
+    with emulated(emulated_process), csc.use_backend(request.param):
         yield emulated_process

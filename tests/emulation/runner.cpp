@@ -198,6 +198,11 @@ void run(const Call& c) {
   } else if (c.op == "correlation") {
     correlation<Tensor>(tensor("image"), tensor("code"), stride, pads, number("tf32"), tensor("partials"),
                         tensor("result"), nullptr);
+  } else if (c.op == "residual_tail") {
+    residual_tail<Tensor>(c.floats.at("scale")[0], maybe("x"), maybe("mask"), tensor("result"), nullptr);
+  } else if (c.op == "step_tail") {
+    step_tail<Tensor>(tensor("scale"), maybe("base"), maybe("lmbda"), maybe("mu"), number("nonneg"), maybe("previous"),
+                      c.floats.at("beta")[0], tensor("code"), maybe("point"), nullptr);
   } else if (c.op == "fista") {
     fista<Tensor>(tensor("x"), tensor("dictionary"), tensor("lmbda"), tensor("mu"), tensor("step_size"), maybe("z0"),
                   maybe("mask"), stride, pads, number("nonneg"), number("gradient_at_code"), c.floats.at("weights"),

@@ -1,0 +1,154 @@
+"""The backend "cudnn", its tails run on the emulated device, against the float64 oracle and the golden files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from emulation.fixtures import device, emulated_process  # noqa: F401
+from helpers import (
+    CASES,
+    SHAPES,
+    Problem,
+    assert_error,
+    assert_unchanged_by_scarcity,
+    gradients,
+    random_problem,
+    ways,
+)
+from hypothesis import strategies as st
+from random_solves import each, problem_of, solves
+from test_cuda import DTYPES, assert_gradients, assert_solves
+from test_golden import OUTPUTS, error, load, solve
+
+import csc_kernels as csc
+from csc_kernels import parity, reference
+
+pytestmark = [pytest.mark.usefixtures("device"), pytest.mark.parametrize("device", ["cudnn"], indirect=True)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_error_is_at_most_twice_pytorchs(case: str) -> None:
+    assert_solves(random_problem(dtype=torch.float32, **CASES[case]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("case", ("rgb", "stride_2_odd", "wide_17", "everything", "mu_full"))
+def test_error_in_16_bits_is_at_most_twice_pytorchs(case: str, dtype: torch.dtype) -> None:
+    assert_solves(random_problem(dtype=dtype, **CASES[case]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_obey_the_rule(case: str) -> None:
+    assert_gradients(random_problem(dtype=torch.float32, margin=1e-5, **CASES[case]))
+
+
+@pytest.mark.parametrize("momentum", ("fista", "none", "sdnet"))
+@pytest.mark.parametrize("channels_last", (False, True))
+def test_steps_of_any_momentum_and_layout_obey_the_rule(momentum: str, channels_last: bool) -> None:
+    problem = random_problem(
+        dtype=torch.float32, margin=1e-5, channels=5, atoms=7, padding=(1, 2), n_iter=4, momentum=momentum, z0=True,
+        mask="float",
+    )  # fmt: skip
+    if channels_last:
+        problem.x = problem.x.contiguous(memory_format=torch.channels_last)
+    assert_solves(problem)
+    assert_gradients(problem)
+    assert problem.solve().is_contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+
+
+@pytest.mark.parametrize("channels_last", (False, True))
+@pytest.mark.parametrize("mask", (None, "bool", "float", "pixel", "channel"))
+@pytest.mark.parametrize("case", ("rgb", "wide_17", "kernel_even", "stride_past_kernel"))
+def test_residual_obeys_the_rule(case: str, mask: str | None, channels_last: bool) -> None:
+    problem = random_problem(dtype=torch.float32, z0=True, mask=mask, **SHAPES[case])
+    if channels_last:
+        problem.z0 = problem.z0.contiguous(memory_format=torch.channels_last)
+    arguments = (problem.x, problem.z0, problem.dictionary)
+    wide = problem.to(torch.float64)
+    oracle = reference.residual(wide.x, wide.z0, wide.dictionary, *wide.geometry, wide.mask)
+    found = csc.residual(*arguments, mask=problem.mask, stride=problem.stride, padding=problem.padding)
+    assert_error(found, reference.residual(*arguments, *problem.geometry, problem.mask), oracle)
+
+
+def test_a_step_and_its_gradients_obey_the_rule() -> None:
+    problem = random_problem(
+        dtype=torch.float32, z0=True, margin=1e-5, n_iter=1, lmbda="atom", mu="sample", channels=5, padding=1
+    )
+    problem.step_size = problem.step_size.item()
+
+    def both(p: Problem) -> torch.Tensor:
+        return torch.stack(
+            csc.fista_step(p.x, p.z0, p.dictionary, p.lmbda, p.step_size, mu=p.mu, beta=0.3, padding=p.padding)
+        )
+
+    found, grads = both(problem), gradients(both, problem.leaves())
+    with csc.use_backend("reference"):
+        own, own_grads = both(problem), gradients(both, problem.leaves())
+        wide = problem.to(torch.float64)
+        oracle, oracle_grads = both(wide), gradients(both, wide.leaves())
+    assert_error(found, own, oracle)
+    for name, a, b, c in zip(problem.tensors, grads, own_grads, oracle_grads):
+        assert_error(a, b, c, name, 4 * c.abs().max().expand_as(c))
+
+
+@pytest.mark.parametrize("backend", ("cudnn",))
+def test_golden_files(golden_file: Path, backend: str) -> None:
+    golden = load(golden_file)
+    found = solve(golden, torch.float32)
+    with csc.use_backend("reference"):
+        own = solve(golden, torch.float32)
+    for name in OUTPUTS:
+        floor = 4 * torch.finfo(torch.float32).eps * golden[name].abs().max().item()
+        assert error(found[name], golden[name]) <= 2 * error(own[name], golden[name]) + floor, name
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf), ids=str)
+def test_nan_and_infinity_spread_as_in_the_reference(value: float) -> None:
+    problem = random_problem(dtype=torch.float32, channels=5, padding=1, nonneg=False)
+    problem.x[0, 0, 4, 4] = value
+    z, expected = problem.solve(), problem.plain()
+    assert torch.equal(z.isnan(), expected.isnan())
+    assert torch.equal(z.isinf(), expected.isinf())
+
+
+def test_every_convolution_has_one_tail(device) -> None:  # noqa: F811
+    random_problem(dtype=torch.float32, channels=5, padding=1, n_iter=3).solve()
+    assert [op for op, *_ in device.calls] == ["step_tail", *["residual_tail", "step_tail"] * 2]
+
+
+def test_out_of_memory_leaves_no_state() -> None:
+    problem = random_problem(dtype=torch.float32, channels=5, size=(4, 4), atoms=3, padding=1).leaves()
+    problem.step_size = problem.step_size.item()
+    assert_unchanged_by_scarcity(lambda: gradients(Problem.solve, problem))
+
+
+def test_addresses_beyond_2_to_the_31_elements(device) -> None:  # noqa: F811
+    problem = random_problem(dtype=torch.float16, channels=5, padding=1, size=(5, 6), atoms=3)
+    expected = problem.solve()
+    device.stretch = 2**31 + 64
+    assert torch.equal(problem.solve(), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_solve_and_its_gradients_obey_the_rule(device, whole: bool, dtype: torch.dtype) -> None:  # noqa: F811
+    def check(options: dict, device_numbers: bool, seed: int) -> None:
+        device.device_numbers, device.seed = device_numbers, seed
+        problem = problem_of(options, dtype)
+        assert_error(problem.solve(), ways(Problem.plain, problem), problem.to(torch.float64).plain())
+        if dtype is torch.float32 and problem.margin() > 1e-5:
+            assert_gradients(problem)
+
+    each(60 if whole else 6, check, options=solves(), device_numbers=st.booleans(), seed=st.integers(0, 9))
+
+
+def test_the_doctor_finds_the_tails_sound(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every case, dtype and layout; without --whole one case."""
+    monkeypatch.setattr(parity, "CASES", parity.CASES if whole else parity.CASES[3:4])
+    checks = list(parity.check_backend("cudnn"))
+    wanted = {(case.name, dtype) for case in parity.CASES for dtype in ("float32", "bfloat16")}
+    assert {(c.case, c.dtype) for c in checks if c.status == "ok"} == wanted
+    assert [c for c in checks if c.status == "failed"] == []
