@@ -22,6 +22,7 @@ _MODULES = {
     "native": ".native",
     "reference": ".reference_backend",
 }
+GPU_BACKENDS = ("triton", "cuda", "cudnn")
 _KNOWN = ("native", "triton", "cuda", "cudnn", "reference")
 _forced: str | None = None
 
@@ -85,6 +86,11 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
+def allows_tf32() -> bool:
+    """Whether torch allows its own convolutions TF32."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
 def _order(op: str, x: Tensor, dictionary: Tensor, solve: tuple | None) -> list[str]:
     """The backends to ask for a call, the preferred one first."""
     if x.device.type == "cpu":
@@ -92,7 +98,7 @@ def _order(op: str, x: Tensor, dictionary: Tensor, solve: tuple | None) -> list[
     cuda = _module("cuda")
     if solve is not None and cuda.unavailable() is None and cuda.runs_on_chip(op, x, dictionary, *solve):
         return list(_GPU_ORDER["on chip"])
-    plain = x.dtype is torch.float32 and not torch.backends.cudnn.allow_tf32
+    plain = x.dtype is torch.float32 and not allows_tf32()
     return list(_GPU_ORDER["plain float32" if plain else "tensor cores"])
 
 

@@ -72,4 +72,5 @@ STABLE_TORCH_LIBRARY(csc_cuda, m) {
       "int processors) -> int[]");
   m.def("product_bytes(int element) -> int");
   m.def("built() -> bool");
+  m.def("runs() -> bool");
 }

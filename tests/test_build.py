@@ -179,3 +179,16 @@ sys.exit(cli.main(["resources"]))
 """
     environment = os.environ | {"CSC_TEST_DEVICE": "cpu"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
+def test_every_package_is_installed() -> None:
+    """Those of pyproject.toml are the folders that hold Python."""
+    tomllib = pytest.importorskip("tomllib")
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = [(ROOT, "csc_kernels"), (ROOT / "python", "sdnet")]
+    found = [
+        ".".join(path.parent.relative_to(base).parts)
+        for base, name in folders
+        for path in (base / name).rglob("__init__.py")
+    ]
+    assert sorted(listed) == sorted(found)

@@ -68,7 +68,7 @@ def test_the_order_of_backends_follows_the_table(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(library, "limits", lambda _: (227 * 1024, 132))
 
     def order(op: str, channels: int, *solve: Any, tf32: bool = True) -> tuple[str, ...]:
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+        monkeypatch.setattr(backends, "allows_tf32", lambda: tf32)
         with FakeTensorMode():
             x = torch.empty(2, channels, 8, 8, device="cuda")
             dictionary = torch.empty(8, channels, 3, 3, device="cuda")
@@ -81,6 +81,29 @@ def test_the_order_of_backends_follows_the_table(monkeypatch: pytest.MonkeyPatch
     assert order("fista_backward", 4, 3, "none") == on_chip
     assert order("fista", 5, 5, "fista", tf32=False) == order("residual", 4, tf32=False) == plain
     assert backends._order("fista", torch.empty(1), torch.empty(8, 3, 3, 3), None) == list(backends._MODULES)
+
+
+def test_the_ops_tell_the_table_of_solves_that_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def order(op: str, x: torch.Tensor, dictionary: torch.Tensor, solve: Any) -> list[str]:
+        asked.append((op, None if solve is None else tuple(map(_plain, solve))))
+        return ["reference"]
+
+    monkeypatch.setattr(backends, "_order", order)
+    for channels in (3, 5):
+        x, dictionary = torch.randn(1, channels, 6, 7), torch.randn(4, channels, 3, 3, requires_grad=True)
+        csc.fista(x, dictionary, 0.1, 0.1, 3, stride=(1, 2), padding=1, momentum="none").sum().backward()
+        csc.residual(x, torch.zeros(1, 4, 4, 5), dictionary.detach())
+    stem = ((1, 2), (1, 1, 1, 1), 3, "none", False)
+    assert asked == [
+        ("fista", stem), ("fista_backward", stem), ("residual", None),
+        ("fista", None), ("fista_backward", None), ("residual", None),
+    ]  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("backward", (False, True))

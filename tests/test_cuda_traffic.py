@@ -124,7 +124,7 @@ def test_of_the_passes_of_a_step_formula_and_count_agree(
     previous, beta = (z, 0.5) if whole_step else (None, None)
     base = z if whole_step else None
     kernels.step(r, dictionary, stride, pads, number, base, number, number, True, previous, beta)
-    kernels.correlation(r, z, dictionary, stride, pads)
+    kernels.correlation(r, z, dictionary, stride, pads, number)
     expected = {
         "synthesis": synthesis(stem, True, whole_step),
         "analysis": analysis(stem, whole_step, whole_step),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,12 @@ from helpers import (
 )
 from hypothesis import strategies as st
 from random_solves import each, problem_of, solves
-from test_cuda import DTYPES, assert_gradients, assert_solves
+from test_cuda import DTYPES, assert_direction, assert_gradients, assert_solves
 from test_golden import OUTPUTS, error, load, solve
 
 import csc_kernels as csc
 from csc_kernels import parity, reference
+from csc_kernels.cudnn import passes
 
 pytestmark = [pytest.mark.usefixtures("device"), pytest.mark.parametrize("device", ["cudnn"], indirect=True)]
 
@@ -42,6 +44,52 @@ def test_error_in_16_bits_is_at_most_twice_pytorchs(case: str, dtype: torch.dtyp
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_obey_the_rule(case: str) -> None:
     assert_gradients(random_problem(dtype=torch.float32, margin=1e-5, **CASES[case]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("case", ("rgb", "kernel_7", "wide_17", "mask_float"))
+def test_gradients_in_16_bits_point_where_the_oracles_do(case: str, dtype: torch.dtype) -> None:
+    assert_direction(case, dtype)
+
+
+def test_sums_of_float16_reach_as_far_as_the_result() -> None:
+    """The sum without the step size is beyond the largest float16."""
+    x = torch.ones(64, 5, 32, 32).half()
+    dictionary = torch.full((2, 5, 3, 3), 0.1).half().requires_grad_()
+    (2 * csc.fista(x, dictionary, 0.01, 0.05, 2)).sum().backward()
+    found = dictionary.grad.clone()
+    wide = dictionary.detach().double().requires_grad_()
+    with csc.use_backend("reference"):
+        (2 * csc.fista(x.double(), wide, 0.01, 0.05, 2)).sum().backward()
+    assert (found - wide.grad).norm() <= 0.01 * wide.grad.norm()
+
+
+@pytest.mark.parametrize("frozen", (False, True))
+def test_a_backward_where_autocast_is_active_keeps_its_dtype(frozen: bool) -> None:
+    problem = random_problem(dtype=torch.float32, margin=1e-5, channels=5, padding=1, mask="float", n_iter=3)
+    z, own = problem.x.clone().requires_grad_(), problem.x.clone().requires_grad_()
+    dictionary = problem.dictionary.clone().requires_grad_(not frozen)
+    options = {"padding": 1, "mask": problem.mask}
+    code = csc.fista(z, dictionary, problem.lmbda, 0.1, 3, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        code.square().sum().backward()
+    csc.fista(own, problem.dictionary, problem.lmbda, 0.1, 3, **options).square().sum().backward()
+    assert torch.equal(z.grad, own.grad)
+
+
+def test_a_solve_that_keeps_nothing_holds_one_code(device, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    alive = weakref.WeakSet()
+    step = passes.step
+
+    def watched(*arguments, **options):
+        code, point = step(*arguments, **options)
+        alive.add(code)
+        assert len(alive) <= 2
+        return code, point
+
+    monkeypatch.setattr(passes, "step", watched)
+    with torch.no_grad():
+        random_problem(dtype=torch.float32, channels=5, padding=1, n_iter=6, momentum="none").solve()
 
 
 @pytest.mark.parametrize("momentum", ("fista", "none", "sdnet"))

@@ -246,6 +246,40 @@ def test_a_table_of_attacks_goes_on_and_is_resumed(
     assert shown[2]["PGD, BPDA"] and not shown[0]["PGD, BPDA"]
 
 
+def test_of_autoattack_each_takes_the_pictures_that_those_before_left(
+    model: Classifier, digits: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = Labelled(digits.pictures[:8], digits.labels[:8])
+    seen: list[tuple[str, int]] = []
+
+    def double(model, pictures, labels, threat, attack, effort, seed):
+        seen.append((attack, len(pictures)))
+        return pictures
+
+    right = torch.ones(8, dtype=torch.bool)
+
+    def judged(model, adversarial, labels):
+        fates = right.clone()
+        if seen:
+            fates[: 2 * len(seen)] = False
+        return fates
+
+    monkeypatch.setattr(evaluation, "auto", double)
+    monkeypatch.setattr(evaluation, "classified_right", judged)
+    made = defences({"m": model}, {}, [], [0.1])
+    attacks = ["apgd-ce", "apgd-t", "square"]
+    rows = [row for row, _ in evaluate(made, few, [LINF], tmp_path / "a.csv", QUICK, attacks=attacks)]
+    assert seen == [("apgd-ce", 8), ("apgd-t", 6), ("square", 8)]
+    fates = {row["attack"]: row["survived"] for row in rows if row["attack"] in attacks}
+    assert fates["apgd-ce"] == "00111111" and fates["apgd-t"] == "00001111"
+    # What is left is known from the file, too.
+    lines = (tmp_path / "a.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "a.csv").write_text("".join(line for line in lines if ",apgd-t," not in line))
+    seen.clear()
+    list(evaluate(made, few, [LINF], tmp_path / "a.csv", QUICK, attacks=attacks))
+    assert seen == [("apgd-t", 6)]
+
+
 def row(attack: str, survived: str, through: str = "itself") -> dict[str, str]:
     return {"model": "m", "defence": "d", "norm": "L2", "eps": "0.5", "attack": attack, "through": through,
             "survived": survived}  # fmt: skip

@@ -29,7 +29,9 @@ class Composed:
         return (
             image(x, masked) if needs[0] else unused(x),
             image(x, self.passes.analysis(image(x, masked), *convolution, minus)) if needs[1] else unused(x),
-            gradient_of(dictionary, -self.passes.correlation(masked, z, *convolution)) if needs[2] else unused(x),
+            gradient_of(dictionary, self.passes.correlation(masked, z, *convolution, minus))
+            if needs[2]
+            else unused(x),
             unused(x),
         )
 
@@ -97,7 +99,7 @@ def gradients(sums: steps.Sums, dictionary, lmbda, mu, step_size) -> list[Tensor
     if sums.needs[0]:
         grads[0] = -step_size * sums.image
     if sums.needs[1]:
-        grads[1] = step_size * sums.dictionary
+        grads[1] = sums.dictionary
     if sums.penalty is not None:
         grads[2:] = penalty_gradients(sums.penalty, step_size, lmbda, mu)
     return grads

@@ -48,10 +48,10 @@ def analysis(r, dictionary, stride, pads, scale, base=None) -> Tensor:
     return step(r, dictionary, stride, pads, scale, base, None, None, True)[0]
 
 
-def correlation(r, code, dictionary, stride, pads) -> Tensor:
-    """The gradient of <A' r, code> with respect to the dictionary, float32."""
+def correlation(r, code, dictionary, stride, pads, scale) -> Tensor:
+    """scale times the gradient of <A' r, code> with respect to the dictionary, float32."""
     result = torch.empty(dictionary.shape, dtype=torch.float32, device=r.device)
     positions = code.shape[0] * code.shape[2] * code.shape[3]
     partials = result.new_empty(splits(positions), *dictionary.shape)
     torch.ops.csc_cuda.correlation(r, code, stride, pads, library.allows_tf32(r.dtype), partials, result)
-    return result
+    return scale * result

@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from .. import backends
 from ..native.library import unavailable as library_unavailable
 
 
@@ -22,6 +23,8 @@ def unavailable() -> str | None:
         return "torch sees no CUDA device"
     if torch.version.hip is not None:
         return "it serves NVIDIA devices; AMD's are served by triton"
+    if not torch.ops.csc_cuda.runs():
+        return f"its kernels were not compiled for {torch.cuda.get_device_name()}, or need a newer driver"
     return None
 
 
@@ -44,7 +47,7 @@ def limits(device: torch.device) -> tuple[int, int]:
 
 def allows_tf32(dtype: torch.dtype) -> bool:
     """What torch allows its own convolutions."""
-    return dtype is torch.float32 and torch.backends.cudnn.allow_tf32
+    return dtype is torch.float32 and backends.allows_tf32()
 
 
 def number(value: Tensor, code_shape: tuple[int, ...] | None = None) -> Tensor:

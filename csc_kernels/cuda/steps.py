@@ -19,21 +19,23 @@ def fista(passes, x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride,
     codes: list[Tensor] = []
     residuals: list[Tensor] = []
     z = y = z0
-    for beta in step_weights(n_iter, momentum):
+    for k, beta in enumerate(step_weights(n_iter, momentum)):
         if z is None:
             r = x if mask is None else x * mask
         else:
             r = passes.synthesis(z if momentum == "sdnet" else y, dictionary, stride, pads, x, x=x, mask=mask)
-            residuals.append(r)
-        extrapolates = bool(beta) and len(codes) + 1 < n_iter
+            if keep:
+                residuals.append(r)
+        extrapolates = bool(beta) and k + 1 < n_iter
         z, point = passes.step(
             r, dictionary, stride, pads, step_size, y, lmbda, mu, nonneg, z if extrapolates else None,
             beta if extrapolates else None,
         )  # fmt: skip
         y = point if extrapolates else z
-        codes.append(z)
+        if keep and k + 1 < n_iter:
+            codes.append(z)
     kept = kept_tensors(x, z.shape, z0, n_iter, keep)
-    return image(x, z), *map(_stack, kept, (codes[:-1], residuals))
+    return image(x, z), *map(_stack, kept, (codes, residuals))
 
 
 def _stack(out: Tensor, values: list[Tensor]) -> Tensor:
@@ -60,7 +62,7 @@ class Sums:
         if any(self.needs[2:4]):
             self.penalty = _plus(self.penalty, penalty_sums(gradient, z_next))
         if self.needs[1]:
-            self.dictionary = _plus(self.dictionary, self.passes.correlation(r, gradient, *self.convolution))
+            self.dictionary = _plus(self.dictionary, self._correlation(r, gradient))
         if point is None and not self.needs[0]:
             return gradient, None
         picture = self.passes.synthesis(gradient, *self.convolution, self.x, scale=-1.0, mask=self.mask)
@@ -69,10 +71,13 @@ class Sums:
         if point is None:
             return gradient, None
         if self.needs[1]:
-            self.dictionary = _plus(self.dictionary, self.passes.correlation(picture, point, *self.convolution))
+            self.dictionary = _plus(self.dictionary, self._correlation(picture, point))
         base = None if separate else gradient
         moved = self.passes.analysis(picture, *self.convolution, self.step_size, base)
         return (gradient, moved) if separate else (moved, None)
+
+    def _correlation(self, r: Tensor, code: Tensor) -> Tensor:
+        return self.passes.correlation(r, code, *self.convolution, self.step_size)
 
 
 def _plus(total: Tensor | None, value: Tensor) -> Tensor:

@@ -12,14 +12,16 @@ from ..cuda.kernels import mask_like
 
 def synthesis(z, dictionary, stride, pads, like, scale=1.0, x=None, mask=None) -> Tensor:
     """mask (x - A z), or mask scale A z without x."""
-    result = reference.synthesis(z, dictionary, stride, pads, like.shape[2:])
+    with _own_dtype(z):
+        result = reference.synthesis(z, dictionary, stride, pads, like.shape[2:])
     torch.ops.csc_cuda.residual_tail(scale, x, mask_like(like, mask), result)
     return result
 
 
 def step(r, dictionary, stride, pads, scale, base, lmbda, mu, nonneg, previous=None, beta=None):
     """prox(base + scale A' r), and with beta the point extrapolated from it; without lmbda no prox."""
-    code = reference.analysis(r, dictionary, stride, pads)
+    with _own_dtype(r):
+        code = reference.analysis(r, dictionary, stride, pads)
     point = None if beta is None else torch.empty_like(code)
     penalties = [None if p is None else library.number(p, code.shape) for p in (lmbda, mu)]
     torch.ops.csc_cuda.step_tail(
@@ -33,6 +35,15 @@ def analysis(r, dictionary, stride, pads, scale, base=None) -> Tensor:
     return step(r, dictionary, stride, pads, scale, base, None, None, True)[0]
 
 
-def correlation(r, code, dictionary, stride, pads) -> Tensor:
-    """The gradient of <A' r, code> with respect to the dictionary, float32."""
-    return reference.correlation(r, code, dictionary, stride, pads).float()
+def correlation(r, code, dictionary, stride, pads, scale) -> Tensor:
+    """scale times the gradient of <A' r, code> with respect to the dictionary, float32.
+
+    The convolution's sums end in r's dtype, so that r is scaled before: they reach further than what is asked for.
+    """
+    with _own_dtype(r):
+        return reference.correlation(scale * r, code, dictionary, stride, pads).float()
+
+
+def _own_dtype(value: Tensor) -> torch.autocast:
+    """A backward may run where autocast is active; its tensors keep their dtype, as everything of ours does."""
+    return torch.autocast(value.device.type, enabled=False)

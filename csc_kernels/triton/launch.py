@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends import allows_tf32
 from .blocks import Blocks
 
 
@@ -78,8 +79,7 @@ def number(value: Tensor) -> float | Tensor:
 
 def precision(dtype: torch.dtype) -> str:
     """How float32 is multiplied: as PyTorch's own convolutions do it, with TF32 only where that is allowed."""
-    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return "tf32" if dtype is torch.float32 and allowed else "ieee"
+    return "tf32" if dtype is torch.float32 and allows_tf32() else "ieee"
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -112,6 +112,8 @@ void fista_backward_op(Stable grad, Stable x, Stable dictionary, Stable lmbda, S
 }  // namespace
 }  // namespace csc::cuda
 
+STABLE_TORCH_LIBRARY_IMPL(csc_cuda, CompositeExplicitAutograd, m) { m.impl("runs", TORCH_BOX(&csc::cuda::runs)); }
+
 STABLE_TORCH_LIBRARY_IMPL(csc_cuda, CUDA, m) {
   m.impl("synthesis", TORCH_BOX(&csc::cuda::synthesis_op));
   m.impl("analysis", TORCH_BOX(&csc::cuda::analysis_op));

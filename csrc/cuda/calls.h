@@ -35,6 +35,12 @@ View view(const Tensor& t) {
   return {t.data_ptr(), stride(0), stride(1), stride(2), stride(3)};
 }
 
+// Kernels read all tensors as one type of element.
+template <typename Tensor>
+void same_element(const Tensor& t, const std::optional<Tensor>& other) {
+  if (other && other->element() != t.element()) throw std::runtime_error("tensors of several dtypes in one kernel");
+}
+
 template <typename Tensor>
 View view(const std::optional<Tensor>& t) {
   return t ? view(*t) : View{};
@@ -109,6 +115,7 @@ void analysis(const Tensor& image, const Tensor& dictionary, const Ints& stride,
 template <typename Tensor>
 void residual_tail(double scale, const std::optional<Tensor>& x, const std::optional<Tensor>& mask,
                    const Tensor& result, void* stream) {
+  for (const auto& other : {x, mask}) same_element(result, other);
   SynthesisArguments a;
   a.shape = shape_of(result, result, result, {1, 1}, {0, 0, 0, 0});
   a.image = view(x), a.mask = view(mask), a.result = view(result);
@@ -121,6 +128,7 @@ template <typename Tensor>
 void step_tail(const Tensor& scale, const std::optional<Tensor>& base, const std::optional<Tensor>& lmbda,
                const std::optional<Tensor>& mu, bool nonneg, const std::optional<Tensor>& previous, double beta,
                const Tensor& code, const std::optional<Tensor>& point, void* stream) {
+  for (const auto& other : {base, previous, point}) same_element(code, other);
   AnalysisArguments a;
   a.shape = shape_of(code, code, code, {1, 1}, {0, 0, 0, 0});
   a.base = view(base), a.previous = view(previous), a.code = view(code), a.point = view(point);

@@ -11,6 +11,9 @@ void launch_analysis(const AnalysisArguments& a, Product product, void* stream);
 void launch_correlation(const CorrelationArguments& a, Product product, void* stream);
 void launch_residual_tail(const SynthesisArguments& a, Element element, void* stream);
 void launch_step_tail(const AnalysisArguments& a, Element element, void* stream);
+// Whether the kernels were compiled for the current device.
+bool runs();
+
 void launch_sums(const SumsArguments& a, void* stream);
 void launch_fista(const SolveArguments& a, Product product, void* stream);
 void launch_fista_backward(const SolveBackwardArguments& a, Product product, void* stream);

@@ -62,6 +62,14 @@ inline void check(cudaError_t error) {
 }
 
 template <typename Arguments>
+bool has_code(void (*kernel)(Arguments)) {
+  cudaFuncAttributes attributes;
+  const bool found = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) == cudaSuccess;
+  cudaGetLastError();  // An error would be reported at the next launch.
+  return found;
+}
+
+template <typename Arguments>
 void launch(void (*kernel)(Arguments), dim3 grid, int threads, int shared_bytes, void* stream,
             const Arguments& arguments) {
   if (shared_bytes > 48 * 1024)

@@ -19,6 +19,8 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const __grid_constant__ 
 
 }  // namespace
 
+bool runs() { return has_code(sums_kernel); }
+
 void launch_sums(const SumsArguments& a, void* stream) {
   const int64_t blocks = (a.groups * a.length + kThreads - 1) / kThreads;
   if (blocks) launch(sums_kernel, dim3(static_cast<unsigned>(blocks)), kThreads, 0, stream, a);

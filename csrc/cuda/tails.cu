@@ -9,26 +9,26 @@ namespace {
 
 constexpr int kTailThreads = 256, kTailEntries = 8;
 
-// visit(position, channel): this thread's entries of a tensor (batch, channels, rows, columns), neighbours in memory:
-// the channels of a pixel are adjacent where the tensor's are, else the columns of a row.
+// visit(position, channel): the entries of a tensor (batch, channels, rows, columns) in the order of its memory, where
+// the channels of a pixel are adjacent or the columns of a row; neighbouring threads take neighbours.
 template <typename Visit>
 __device__ void each_entry(const View& tensor, int64_t batch, int channels, int rows, int columns, const Visit& visit) {
   const bool adjacent = tensor.channel == 1;
-  const int outer = adjacent ? rows : channels, middle = adjacent ? columns : rows,
-            inner = adjacent ? channels : columns;
-  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kTailThreads + threadIdx.x) * kTailEntries;
-  const Position at = position_of(first, middle, inner);
-  int64_t n = at.n / outer;
-  int i = static_cast<int>(at.n % outer), j = at.row, k = at.column;
-  for (int e = 0; e < kTailEntries && n < batch; ++e) {
+  const unsigned outer = adjacent ? rows : channels, middle = adjacent ? columns : rows;
+  const unsigned inner = adjacent ? channels : columns;
+  // From the block's first entry on, 32 bits are enough.
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kTailThreads * kTailEntries;
+  const Position block = position_of(first, middle, inner);
+  const int64_t block_n = block.n / outer;
+  const unsigned block_i = static_cast<unsigned>(block.n % outer);
+#pragma unroll 2
+  for (unsigned e = 0; e < kTailEntries; ++e) {
+    const unsigned column = block.column + e * kTailThreads + threadIdx.x, line = block.row + column / inner;
+    const unsigned plane = block_i + line / middle;
+    const int64_t n = block_n + plane / outer;
+    if (n >= batch) return;
+    const int i = plane % outer, j = line % middle, k = column % inner;
     visit(adjacent ? Position{n, i, j} : Position{n, j, k}, adjacent ? k : i);
-    if (++k < inner) continue;
-    k = 0;
-    if (++j < middle) continue;
-    j = 0;
-    if (++i < outer) continue;
-    i = 0;
-    ++n;
   }
 }
 

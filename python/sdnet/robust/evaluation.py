@@ -25,6 +25,9 @@ KEYS = ("model", "weights", "defence", "norm", "eps", "attack", "through", "pict
 VALUES = ("robust_accuracy", "survived")
 ITSELF = "itself"
 STANDARD = Effort()
+# AutoAttack's, each on the pictures that those before it left, as in its standard version. Square, the black-box
+# check, takes all pictures.
+CHAINED = ("apgd-ce", "apgd-t", "fab-t")
 THREATS = tuple(Threat("Linf", k / 255) for k in (1, 2, 8)) + tuple(Threat("L2", e) for e in (0.1, 0.25, 0.5))
 
 
@@ -110,7 +113,8 @@ def evaluate(
     """Run what is not yet in the file `out`; yields every cell's row and whether it is new.
 
     Per defence and threat: clean pictures, random noise of the same length, PGD of 20 and of 100 steps, the
-    `attacks` of AutoAttack, and PGD of 100 steps through each of the defence's sources.
+    `attacks` of AutoAttack, and PGD of 100 steps through each of the defence's sources. Of those in CHAINED a
+    picture survives when it has survived the ones before too.
 
     Raises:
         ValueError: a model is in training mode.
@@ -131,6 +135,7 @@ def evaluate(
             model = defence.deployed
             if model.training:
                 raise ValueError(f"{defence.model} is in training mode; call model.eval() first")
+            left = torch.ones(len(labelled), dtype=torch.bool)
             runs: dict[tuple[str, str], Callable[[], Tensor]] = {
                 ("clean", ""): lambda: pictures,
                 ("random noise", ""): partial(random_noise, pictures, threat, seed),
@@ -140,7 +145,10 @@ def evaluate(
                     pgd, model, pictures, labels, threat, steps, effort.restarts, seed
                 )
             for attack in attacks:
-                runs[attack, ITSELF] = partial(auto, model, pictures, labels, threat, attack, effort, seed)
+                whom = left if attack in CHAINED else torch.ones_like(left)
+                runs[attack, ITSELF] = partial(
+                    attacked, model, pictures, labels, whom, threat, attack, effort, seed
+                )
             for through, source in defence.sources.items():
                 runs[f"pgd-{effort.steps}", through] = partial(moved_through, source, threat)
             for (attack, through), run in runs.items():
@@ -150,18 +158,33 @@ def evaluate(
                     "pictures": len(labelled), "effort": said, "seed": seed,
                 }  # fmt: skip
                 row = table.find(cell)
-                if row is not None:
-                    yield row, False
-                    continue
-                adversarial = run()
-                check_moved(pictures, adversarial, threat)
-                survived = classified_right(model, adversarial, labels)
-                numbers = {
-                    "robust_accuracy": survived.float().mean().item(),
-                    "survived": "".join("01"[int(fate)] for fate in survived),
-                }
-                yield table.add({**cell, **numbers}), True
+                new = row is None
+                if row is None:
+                    adversarial = run()
+                    check_moved(pictures, adversarial, threat)
+                    survived = classified_right(model, adversarial, labels)
+                    if attack in CHAINED:
+                        survived &= left
+                    numbers = {
+                        "robust_accuracy": survived.float().mean().item(),
+                        "survived": "".join("01"[int(fate)] for fate in survived),
+                    }
+                    row = table.add({**cell, **numbers})
+                if attack in CHAINED:
+                    left &= torch.tensor([fate == "1" for fate in row["survived"]])
+                yield row, new
         moved_through.cache_clear()
+
+
+def attacked(
+    model: nn.Module, pictures: Tensor, labels: Tensor, whom: Tensor, threat: Threat, attack: str, effort: Effort,
+    seed: int,
+) -> Tensor:  # fmt: skip
+    """One of AutoAttack's on the pictures of `whom`, (N,), bool; the others as they are."""
+    adversarial = pictures.clone()
+    if whom.any():
+        adversarial[whom] = auto(model, pictures[whom], labels[whom], threat, attack, effort, seed)
+    return adversarial
 
 
 @torch.no_grad()

@@ -85,6 +85,11 @@ inline void copy_shared_line(void* to, const void* from) {
 }
 
 template <typename Arguments>
+bool has_code(void (*)(Arguments)) {
+  return true;
+}
+
+template <typename Arguments>
 void launch(void (*kernel)(Arguments), dim3 grid, int threads, int shared_bytes, void*, const Arguments& arguments) {
   emulation::run(grid, threads, shared_bytes, [&] { kernel(arguments); });
 }
