@@ -25,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # The problems are small: on a busy machine threads that wait for each other take 30 times as long.
+    torch.set_num_threads(1)
     given = config.getoption("--golden")
     if given is not None and not any(given.glob("*.npz")):
         raise pytest.UsageError(f"--golden {given}: no .npz files there")
@@ -53,11 +55,9 @@ def whole(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """The problems are small: on a busy machine threads that wait for each other take 30 times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Also after a test that has asked for more."""
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 class DrawnOnTheCpu(TorchFunctionMode):

@@ -44,7 +44,7 @@ TILED: dict[str, dict] = {
 }
 
 
-def run_tiled(device, problem: Problem, backward: bool = False) -> None:  # noqa: F811
+def run_tiled(device, problem: Problem, backward: bool = False) -> None:
     for name, value in tiled(problem, backward).items():
         setattr(device, name, value)
 
@@ -118,28 +118,28 @@ def test_gradients_in_16_bits_point_where_the_oracles_do(case: str, dtype: torch
 
 @pytest.mark.parametrize("n_iter", (1, 2, 3))
 @pytest.mark.parametrize("case", TILED)
-def test_tiles_with_their_halos_obey_the_rule(device, case: str, n_iter: int) -> None:  # noqa: F811
+def test_tiles_with_their_halos_obey_the_rule(device, case: str, n_iter: int) -> None:
     problem = random_problem(dtype=torch.float32, n_iter=n_iter, nonneg=False, mask="float", **TILED[case])
     run_tiled(device, problem)
     assert_solves(problem)
     assert [call[0] for call in device.calls] == ["fista"]
 
 
-def test_the_next_tiles_pixels_do_not_arrive_before_the_last_are_read(device) -> None:  # noqa: F811
+def test_the_next_tiles_pixels_do_not_arrive_before_the_last_are_read(device) -> None:
     """One step without a mask reads x to its end."""
     problem = random_problem(dtype=torch.float32, n_iter=1, padding=1, size=(31, 6))
     run_tiled(device, problem)
     assert_solves(problem)
 
 
-def test_a_block_takes_several_whole_samples(device) -> None:  # noqa: F811
+def test_a_block_takes_several_whole_samples(device) -> None:
     problem = random_problem(dtype=torch.float32, padding=1, size=(6, 14), batch=2 * device.processors + 1)
     assert_solves(problem)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("momentum, from_code", (("fista", True), ("sdnet", False)))
-def test_tiles_with_momentum_obey_the_rule(device, momentum: str, from_code: bool, dtype: torch.dtype) -> None:  # noqa: F811
+def test_tiles_with_momentum_obey_the_rule(device, momentum: str, from_code: bool, dtype: torch.dtype) -> None:
     problem = random_problem(
         dtype=dtype, n_iter=4, momentum=momentum, z0=from_code, lmbda="atom", padding=1, size=(31, 6)
     )
@@ -159,7 +159,7 @@ def test_tiles_with_momentum_obey_the_rule(device, momentum: str, from_code: boo
         ("fista", 2, False),
     ),
 )
-def test_gradients_of_tiles_obey_the_rule(device, momentum: str, n_iter: int, from_code: bool) -> None:  # noqa: F811
+def test_gradients_of_tiles_obey_the_rule(device, momentum: str, n_iter: int, from_code: bool) -> None:
     problem = random_problem(
         dtype=torch.float32, margin=1e-6, padding=1, size=(31, 5), atoms=7, n_iter=n_iter, momentum=momentum,
         z0=from_code, mask="float", lmbda="atom", mu="sample", batch=2,
@@ -171,14 +171,14 @@ def test_gradients_of_tiles_obey_the_rule(device, momentum: str, n_iter: int, fr
 
 # The backward of kernel_7 keeps more than a block has.
 @pytest.mark.parametrize("case", sorted(TILED.keys() - {"kernel_7"}))
-def test_gradients_of_tiles_of_any_shape_obey_the_rule(device, case: str) -> None:  # noqa: F811
+def test_gradients_of_tiles_of_any_shape_obey_the_rule(device, case: str) -> None:
     problem = random_problem(dtype=torch.float32, margin=1e-6, nonneg=False, lmbda="atom", **TILED[case])
     run_tiled(device, problem, backward=True)
     assert_gradients(problem)
     assert device.calls[-1][0] == "fista_backward"
 
 
-def test_a_stem_runs_on_chip_and_everything_else_step_by_step(device) -> None:  # noqa: F811
+def test_a_stem_runs_on_chip_and_everything_else_step_by_step(device) -> None:
     def ops(**options) -> list[str]:
         device.calls.clear()
         random_problem(dtype=torch.float32, padding=1, **options).leaves().solve()
@@ -192,7 +192,7 @@ def test_a_stem_runs_on_chip_and_everything_else_step_by_step(device) -> None:  
 
 
 @pytest.mark.parametrize("case", ("many_atoms", "column", "wide_5"))
-def test_order_of_blocks_and_threads_changes_no_bit(device, case: str) -> None:  # noqa: F811
+def test_order_of_blocks_and_threads_changes_no_bit(device, case: str) -> None:
     problem = random_problem(dtype=torch.float32, lmbda="atom", **(TILED | SHAPES)[case]).leaves()
     if case in TILED:
         run_tiled(device, problem, backward=True)
@@ -204,7 +204,7 @@ def test_order_of_blocks_and_threads_changes_no_bit(device, case: str) -> None: 
 
 
 @pytest.mark.parametrize("case", ("rgb", "wide_17", "mu_atom", "momentum_beyond_two", "mu"))
-def test_numbers_may_lie_on_the_host_or_on_the_device(device, case: str) -> None:  # noqa: F811
+def test_numbers_may_lie_on_the_host_or_on_the_device(device, case: str) -> None:
     options = {"padding": 1, "n_iter": 4} if case == "momentum_beyond_two" else CASES[case]
     problem = random_problem(dtype=torch.float32, **options)
     expected = problem.solve()
@@ -219,7 +219,7 @@ def rounded(t: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("case", ("rgb", "grey", "kernel_7", "wide_17", "stride_2_odd"))
-def test_tf32_errs_as_rounded_factors_do(device, case: str) -> None:  # noqa: F811
+def test_tf32_errs_as_rounded_factors_do(device, case: str) -> None:
     problem = random_problem(dtype=torch.float32, **SHAPES[case])
     problem.step_size = problem.step_size.item()
     exact = problem.solve()
@@ -242,7 +242,7 @@ def test_tf32_errs_as_rounded_factors_do(device, case: str) -> None:  # noqa: F8
 @pytest.mark.parametrize("width", (16, 17))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_lines_are_copied_asynchronously_where_they_are_aligned(
-    device,  # noqa: F811
+    device,
     dtype: torch.dtype,
     width: int,
     channels_last: bool,
@@ -331,7 +331,7 @@ def test_out_of_memory_leaves_no_state(channels: int) -> None:
     assert_unchanged_by_scarcity(lambda: gradients(Problem.solve, problem))
 
 
-def test_addresses_beyond_2_to_the_31_elements(device) -> None:  # noqa: F811
+def test_addresses_beyond_2_to_the_31_elements(device) -> None:
     """Views whose samples and channels lie so far apart that no 32-bit offset reaches them."""
     problem = random_problem(dtype=torch.float16, padding=1, size=(5, 6), atoms=3, n_iter=2)
     expected = problem.solve()

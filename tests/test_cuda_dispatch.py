@@ -107,7 +107,7 @@ def _plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("backward", (False, True))
-def test_every_planned_solve_asks_for_its_kernel_and_grid(device, backward: bool, monkeypatch) -> None:  # noqa: F811
+def test_every_planned_solve_asks_for_its_kernel_and_grid(device, backward: bool, monkeypatch) -> None:
     """A double stands for the launcher: nothing runs."""
     from emulation.device import Traffic
 
@@ -143,7 +143,7 @@ def test_every_planned_solve_asks_for_its_kernel_and_grid(device, backward: bool
             assert 1 <= blocks <= min(tiles, architecture.processors)
 
 
-def test_the_doctor_finds_the_kernels_sound(device, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_doctor_finds_the_kernels_sound(device, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every case, dtype and layout; without --whole one case."""
     monkeypatch.setattr(parity, "CASES", parity.CASES if whole else parity.CASES[3:4])
     checks = list(parity.check_backend("cuda"))
@@ -153,7 +153,7 @@ def test_the_doctor_finds_the_kernels_sound(device, whole: bool, monkeypatch: py
     assert [c for c in checks if c.status == "failed"] == []
 
 
-def test_no_plan_is_made_of_numbers_that_overflowed(emulated_process) -> None:  # noqa: F811
+def test_no_plan_is_made_of_numbers_that_overflowed(emulated_process) -> None:
     """Kernels so large that a tile's halo has more bytes than an int counts."""
     for kernel, side, n_iter in ((51, 4000, 30), (84, 30_000, 63), (30_000, 60_000, 2)):
         shape = [1, 1, side, side, 64, side, side, kernel, kernel, 1, 1, kernel // 2, kernel // 2]
@@ -161,7 +161,7 @@ def test_no_plan_is_made_of_numbers_that_overflowed(emulated_process) -> None:  
             assert torch.ops.csc_cuda.plan(shape, n_iter, False, False, backward, element, 227 * 1024, 132) == []
 
 
-def test_out_of_shared_memory_a_solve_goes_step_by_step_and_leaves_no_state(device) -> None:  # noqa: F811
+def test_out_of_shared_memory_a_solve_goes_step_by_step_and_leaves_no_state(device) -> None:
     problem = random_problem(dtype=torch.float32, padding=1)
     expected = problem.solve()
     device.shared_limit = 30 * 1024

@@ -56,7 +56,7 @@ def assert_cut(stem: Stem, plan: list[int], cut: bool) -> None:
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_of_a_solve_formula_and_count_agree(device, case: str, dtype: torch.dtype) -> None:  # noqa: F811
+def test_of_a_solve_formula_and_count_agree(device, case: str, dtype: torch.dtype) -> None:
     stem, cut = CASES[case]
     device.device_numbers, device.tf32 = False, True
     x, dictionary = tensors(stem, dtype)
@@ -75,7 +75,7 @@ def test_of_a_solve_formula_and_count_agree(device, case: str, dtype: torch.dtyp
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("case", [c for c in CASES if c != "strided"])  # Whose backward keeps too much.
-def test_of_a_backward_formula_and_count_agree(device, case: str, dtype: torch.dtype) -> None:  # noqa: F811
+def test_of_a_backward_formula_and_count_agree(device, case: str, dtype: torch.dtype) -> None:
     stem, cut = CASES[case]
     device.device_numbers, device.tf32 = False, True
     x, dictionary = (t.requires_grad_() for t in tensors(stem, dtype))
@@ -108,7 +108,7 @@ LAYERS = {
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_of_the_passes_of_a_step_formula_and_count_agree(
-    device,  # noqa: F811
+    device,
     layer: str,
     dtype: torch.dtype,
     whole_step: bool,
@@ -133,7 +133,7 @@ def test_of_the_passes_of_a_step_formula_and_count_agree(
     assert_counted(device, expected, x.element_size())
 
 
-def assert_counted(device, expected: dict[str, Pass], element: int) -> None:  # noqa: F811
+def assert_counted(device, expected: dict[str, Pass], element: int) -> None:
     """What the device counted of its calls."""
     assert [op for op, _, _ in device.calls] == list(expected)
     for op, _, counted in device.calls:
@@ -147,7 +147,7 @@ def assert_counted(device, expected: dict[str, Pass], element: int) -> None:  # 
 @pytest.mark.parametrize("whole_step", (False, True))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_of_the_tails_formula_and_count_agree(device, layer: str, dtype: torch.dtype, whole_step: bool) -> None:  # noqa: F811
+def test_of_the_tails_formula_and_count_agree(device, layer: str, dtype: torch.dtype, whole_step: bool) -> None:
     """Every entry once: what a perfect fusion of everything but the convolution moves."""
     stem = LAYERS[layer]
     device.device_numbers = False
@@ -166,14 +166,14 @@ def test_of_the_tails_formula_and_count_agree(device, layer: str, dtype: torch.d
     assert_counted(device, expected, x.element_size())
 
 
-def test_a_solve_moves_at_most_a_quarter_more_than_x_and_z(emulated_process) -> None:  # noqa: F811
+def test_a_solve_moves_at_most_a_quarter_more_than_x_and_z(emulated_process) -> None:
     """Of every stem, in 16 and 32 bits, with every halo, on every architecture where a tile fits."""
     found = [row for row in predictions() if row.kernels == 1]
     assert {row.case for row in found} == set(STEMS)
     assert [row for row in found if row.megabytes > 1.25 * row.floor_megabytes] == []
 
 
-def test_the_committed_table_is_what_the_formulas_give(emulated_process) -> None:  # noqa: F811
+def test_the_committed_table_is_what_the_formulas_give(emulated_process) -> None:
     with traffic.FILE.open() as file:
         committed = [row for row in csv.DictReader(file) if row["kind"] == "cuda"]
     assert committed == [{name: str(value) for name, value in vars(row).items()} for row in predictions()]

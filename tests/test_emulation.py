@@ -39,13 +39,13 @@ def planted(process, bug: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bug", BUGS)
-def test_a_planted_bug_is_found(emulated_process, bug: str) -> None:  # noqa: F811
+def test_a_planted_bug_is_found(emulated_process, bug: str) -> None:
     from emulation.device import EmulationError
 
     with pytest.raises(EmulationError, match=BUGS[bug]):
         planted(emulated_process, bug)
 
 
-def test_a_kernel_without_a_bug_runs_also_after_an_error(emulated_process) -> None:  # noqa: F811
+def test_a_kernel_without_a_bug_runs_also_after_an_error(emulated_process) -> None:
     for _ in range(2):
         assert torch.equal(planted(emulated_process, "none"), torch.arange(63, -1, -1, dtype=torch.float32))
