@@ -194,8 +194,8 @@ def test_any_solve_and_its_gradients_obey_the_rule(device, whole: bool, dtype: t
 
 
 def test_the_doctor_finds_the_tails_sound(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every case, dtype and layout; without --whole one case."""
-    monkeypatch.setattr(parity, "CASES", parity.CASES if whole else parity.CASES[3:4])
+    """Every second case, in every dtype and layout; without --whole one case."""
+    monkeypatch.setattr(parity, "CASES", parity.CASES[::2] if whole else parity.CASES[3:4])
     checks = list(parity.check_backend("cudnn"))
     wanted = {(case.name, dtype) for case in parity.CASES for dtype in ("float32", "bfloat16")}
     assert {(c.case, c.dtype) for c in checks if c.status == "ok"} == wanted
