@@ -11,6 +11,7 @@ import torch
 import typer
 from cases import LAYOUTS, with_precision
 from harness import Contender, backend_name, choose_allocator, console, interleave, provenance, show, update_csv
+from memory import of_process, peak_of
 from model_variants import as_shipped, cleaned_eager
 from rich.table import Table
 from sdnet.models import MODELS
@@ -83,6 +84,8 @@ RIVALS = {
     "MDEQ": Entry("mdeq_small", ("contiguous",)),
     "SCN": Entry("scn", ("contiguous",)),
 }
+# Those whose memory is compared.
+MEMORY = ("ResNet-18", "SDNet-18")
 CASES = {
     "pairs": Case("cifar", 32, 64, PAIRS | COMPILED),
     "all": Case("cifar", 32, 32, ALL),
@@ -99,35 +102,50 @@ def build(entry: Entry, stem: str) -> nn.Module:
     return MODELS[entry.model](num_classes=10 if stem == "cifar" else 1000, **options)
 
 
-def model_call(entry: Entry, case: Case, layout: str, mode: str, dtype: torch.dtype) -> Callable[[], object]:
-    """Logits of one batch, or one step of training with SGD."""
+def model_call(
+    entry: Entry, case: Case, layout: str, mode: str, dtype: torch.dtype
+) -> Callable[[int | None], object]:
+    """Logits of one batch, or of its first pictures; or one step of training with SGD."""
     own = entry.dtype or torch.float32
     model = build(entry, case.stem).to(own, memory_format=LAYOUTS[layout])
     model = entry.change(model)
     x = torch.randn(case.batch, 3, case.size, case.size).to(own, memory_format=LAYOUTS[layout])
 
-    def logits() -> torch.Tensor:
+    def logits(count: int | None) -> torch.Tensor:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            return model(x)
+            return model(x[:count])
 
     if mode == "inference":
         model.eval()
 
-        def infer() -> torch.Tensor:
+        def infer(count: int | None = None) -> torch.Tensor:
             with torch.no_grad():
-                return logits()
+                return logits(count)
 
         return with_precision(entry.precision, infer)
 
     labels = torch.randint(10, (case.batch,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
 
-    def train() -> None:
+    def train(count: int | None = None) -> None:
         optimizer.zero_grad()
-        F.cross_entropy(logits().float(), labels).backward()
+        F.cross_entropy(logits(count).float(), labels[:count]).backward()
         optimizer.step()
 
     return with_precision(entry.precision, train)
+
+
+def peak_bytes(case: str, name: str, layout: str) -> int | str:
+    """The peak of a training step in bytes, above weights, gradients and momentum; measured in its own process."""
+    return of_process(
+        name, [__file__, "--peak", f"{case}/{name}/{layout}", "--threads", str(torch.get_num_threads())]
+    )
+
+
+def print_peak(case: str, name: str, layout: str) -> None:
+    call = model_call(CASES[case].entries[name], CASES[case], layout, "training", torch.float32)
+    call(1)  # Libraries, gradients and momentum come in with a small step.
+    print(peak_of(lambda: call(None)))
 
 
 def sizes(case: Case) -> Table:
@@ -158,18 +176,21 @@ def main(
     threads: Annotated[int, typer.Option(min=1)] = 2,
     allocator: Annotated[str, typer.Option(help="keep or system, see harness.choose_allocator.")] = "keep",
     out: Annotated[Path, typer.Option(help="Folder for models.csv.")] = Path("bench/results"),
+    peak: Annotated[str, typer.Option(help="CASE/NAME/LAYOUT whose memory is to be printed.", hidden=True)] = "",
 ) -> None:
     """Time whole networks at full width: images per second are batch / median."""
     torch.set_num_threads(threads)
+    if peak:
+        return print_peak(*peak.split("/"))
     choose_allocator(allocator)
     for name in ["pairs"] if quick else only or CASES:
-        case = CASES[name]
-        console.print(sizes(case))
+        console.print(sizes(CASES[name]))
         for one in mode or MODES:
-            run(case, one, dtype, 3 if quick else rounds, allocator, out)
+            run(name, one, dtype, 3 if quick else rounds, allocator, out)
 
 
-def run(case: Case, mode: str, dtype: str, rounds: int, allocator: str, out: Path) -> None:
+def run(chosen: str, mode: str, dtype: str, rounds: int, allocator: str, out: Path) -> None:
+    case = CASES[chosen]
     contenders = [
         Contender(
             name, layout, model_call(entry, case, layout, mode, DTYPES[dtype]),
@@ -180,6 +201,10 @@ def run(case: Case, mode: str, dtype: str, rounds: int, allocator: str, out: Pat
     ]  # fmt: skip
     title = f"{case.name}, {mode}, {dtype}"
     interleave(contenders, title, rounds=rounds, seconds=0, warm_up=1)
+    if mode == "training" and dtype == "float32":
+        for one in contenders:
+            if one.name in MEMORY:
+                one.peak_bytes = peak_bytes(chosen, one.name, one.layout)
     facts = {"case": case.name, "mode": mode, "dtype": dtype}
     rows = [{**facts, "allocator": allocator, **provenance(), **one.row()} for one in contenders]
     update_csv(out / "models.csv", rows)

@@ -107,14 +107,14 @@ class Problem:
         return layer.train(self.dictionary.requires_grad)
 
 
-def with_precision(precision: str, call: Callable[[], Any]) -> Callable[[], Any]:
+def with_precision(precision: str, call: Callable[..., Any]) -> Callable[..., Any]:
     """The call under torch.set_float32_matmul_precision(precision)."""
 
-    def run() -> Any:
+    def run(*arguments: Any) -> Any:
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(precision)
         try:
-            return call()
+            return call(*arguments)
         finally:
             torch.set_float32_matmul_precision(before)
 

@@ -12,6 +12,7 @@ import gc
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,16 +23,30 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def peak_bytes(case: str, name: str, layout: str, dtype: str) -> int | str:
-    """The peak in bytes; empty where the system does not tell (it takes Linux)."""
+    """The peak of a layer's training step in bytes; empty where the system does not tell (it takes Linux)."""
+    return of_process(name, [__file__, case, name, layout, dtype, str(torch.get_num_threads())])
+
+
+def of_process(name: str, arguments: list[str]) -> int | str:
+    """What a script prints last, which is its `peak_of`; empty where the system does not tell."""
     if not _CLEAR.exists():
         return ""
-    arguments = [sys.executable, __file__, case, name, layout, dtype, str(torch.get_num_threads())]
     # Blocks of 64 KiB and more go back to the system when they are freed: resident is what is in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"the memory of {name} could not be measured:\n{done.stderr}")
     return int(done.stdout.split()[-1])
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    """The peak of the resident set during a call above what is resident before it."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    _CLEAR.write_text("5")  # The peak starts anew from here (proc(5)).
+    start = _resident("VmRSS")
+    call()
+    return _resident("VmHWM") - start
 
 
 def _resident(field: str) -> int:
@@ -56,12 +71,7 @@ def main(case: str, name: str, layout: str, dtype: str, threads: str) -> None:
     before()
     if name == "compiled":
         train(compute, problem)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    _CLEAR.write_text("5")  # The peak starts anew from here (proc(5)).
-    start = _resident("VmRSS")
-    train(compute, problem)
-    print(_resident("VmHWM") - start)
+    print(peak_of(lambda: train(compute, problem)))
 
 
 if __name__ == "__main__":
