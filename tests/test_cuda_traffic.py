@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from types import ModuleType
 
 import pytest
 import torch
@@ -96,6 +97,7 @@ def test_of_a_backward_formula_and_count_agree(device, case: str, dtype: torch.d
     assert counted.products == counts.products
 
 
+NUMBER = torch.tensor(0.1)
 LAYERS = {
     "stem": Stem((2, 3, 9, 11), 20, 3, 1, 1, 1),
     "wide": Stem((2, 70, 5, 6), 66, 3, 1, 1, 1),
@@ -104,33 +106,15 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("whole_step", (False, True))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
-@pytest.mark.parametrize("layer", LAYERS)
-def test_of_the_passes_of_a_step_formula_and_count_agree(
-    device,
-    layer: str,
-    dtype: torch.dtype,
-    whole_step: bool,
-) -> None:
-    """`whole_step`: with a mask, and with momentum."""
-    stem = LAYERS[layer]
-    device.device_numbers, device.tf32 = False, True
+def one_step(module: ModuleType, stem: Stem, dtype: torch.dtype, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """A residual and a step by kernels or by cudnn's passes; `whole`: with a mask, and with momentum. r and z."""
     x, dictionary = tensors(stem, dtype)
-    stride, pads = (stem.stride,) * 2, (stem.padding,) * 4
-    z = torch.randn(kernels.code_shape(x, dictionary, stride, pads)).to(dtype)
-    number = torch.tensor(0.1)
-    r = kernels.synthesis(z, dictionary, stride, pads, x, x=x, mask=torch.ones_like(x) if whole_step else None)
-    previous, beta = (z, 0.5) if whole_step else (None, None)
-    base = z if whole_step else None
-    kernels.step(r, dictionary, stride, pads, number, base, number, number, True, previous, beta)
-    kernels.correlation(r, z, dictionary, stride, pads, number)
-    expected = {
-        "synthesis": synthesis(stem, True, whole_step),
-        "analysis": analysis(stem, whole_step, whole_step),
-        "correlation": correlation(stem, splits(z[:, 0].numel())),
-    }
-    assert_counted(device, expected, x.element_size())
+    convolution = (dictionary, (stem.stride,) * 2, (stem.padding,) * 4)
+    z = torch.randn(kernels.code_shape(x, *convolution)).to(dtype)
+    r = module.synthesis(z, *convolution, x, x=x, mask=torch.ones_like(x) if whole else None)
+    previous, beta = (z, 0.5) if whole else (None, None)
+    module.step(r, *convolution, NUMBER, z if whole else None, NUMBER, NUMBER, True, previous, beta)
+    return r, z
 
 
 def assert_counted(device, expected: dict[str, Pass], element: int) -> None:
@@ -147,23 +131,35 @@ def assert_counted(device, expected: dict[str, Pass], element: int) -> None:
 @pytest.mark.parametrize("whole_step", (False, True))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
 @pytest.mark.parametrize("layer", LAYERS)
+def test_of_the_passes_of_a_step_formula_and_count_agree(
+    device, layer: str, dtype: torch.dtype, whole_step: bool
+) -> None:
+    stem = LAYERS[layer]
+    device.device_numbers, device.tf32 = False, True
+    r, z = one_step(kernels, stem, dtype, whole_step)
+    dictionary = tensors(stem, dtype)[1]
+    kernels.correlation(r, z, dictionary, (stem.stride,) * 2, (stem.padding,) * 4, NUMBER)
+    expected = {
+        "synthesis": synthesis(stem, True, whole_step),
+        "analysis": analysis(stem, whole_step, whole_step),
+        "correlation": correlation(stem, splits(z[:, 0].numel())),
+    }
+    assert_counted(device, expected, dtype.itemsize)
+
+
+@pytest.mark.parametrize("whole_step", (False, True))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
+@pytest.mark.parametrize("layer", LAYERS)
 def test_of_the_tails_formula_and_count_agree(device, layer: str, dtype: torch.dtype, whole_step: bool) -> None:
     """Every entry once: what a perfect fusion of everything but the convolution moves."""
     stem = LAYERS[layer]
     device.device_numbers = False
-    x, dictionary = tensors(stem, dtype)
-    stride, pads = (stem.stride,) * 2, (stem.padding,) * 4
-    z = torch.randn(kernels.code_shape(x, dictionary, stride, pads)).to(dtype)
-    number = torch.tensor(0.1)
-    r = passes.synthesis(z, dictionary, stride, pads, x, x=x, mask=torch.ones_like(x) if whole_step else None)
-    previous, beta = (z, 0.5) if whole_step else (None, None)
-    base = z if whole_step else None
-    passes.step(r, dictionary, stride, pads, number, base, number, number, True, previous, beta)
+    one_step(passes, stem, dtype, whole_step)
     expected = {
         "residual_tail": residual_tail(stem, True, whole_step),
         "step_tail": step_tail(stem, whole_step, whole_step),
     }
-    assert_counted(device, expected, x.element_size())
+    assert_counted(device, expected, dtype.itemsize)
 
 
 def test_a_solve_moves_at_most_a_quarter_more_than_x_and_z(emulated_process) -> None:

@@ -20,8 +20,7 @@ from helpers import (
 )
 from hypothesis import strategies as st
 from random_solves import each, problem_of, solves
-from test_cuda import DTYPES, assert_direction, assert_gradients, assert_solves
-from test_golden import OUTPUTS, error, load, solve
+from test_cuda import DTYPES, assert_direction, assert_golden, assert_gradients, assert_solves
 
 import csc_kernels as csc
 from csc_kernels import parity, reference
@@ -145,13 +144,7 @@ def test_a_step_and_its_gradients_obey_the_rule() -> None:
 
 @pytest.mark.parametrize("backend", ("cudnn",))
 def test_golden_files(golden_file: Path, backend: str) -> None:
-    golden = load(golden_file)
-    found = solve(golden, torch.float32)
-    with csc.use_backend("reference"):
-        own = solve(golden, torch.float32)
-    for name in OUTPUTS:
-        floor = 4 * torch.finfo(torch.float32).eps * golden[name].abs().max().item()
-        assert error(found[name], golden[name]) <= 2 * error(own[name], golden[name]) + floor, name
+    assert_golden(golden_file)
 
 
 @pytest.mark.parametrize("value", (torch.nan, torch.inf), ids=str)
