@@ -80,7 +80,7 @@ def contenders(
     compiled = torch.compile(plain, mode="max-autotune-no-cudagraphs")
     ways = {"eager": plain, "compiled": compiled, "csc.fista": ours, "one cuDNN convolution": conv}
     # The chosen backend, and each by itself: what the table of csc_kernels/backends.py is to be corrected by.
-    own = [name for name in csc.available_backends() if name not in ("native", "reference")]
+    own = [name for name in csc.available_backends() if name in csc.backends.GPU_BACKENDS]
     forced = {f"csc.fista, {name}": timed(ours, name) for name in own}
     return {name: timed(forward) for name, forward in ways.items()} | forced
 

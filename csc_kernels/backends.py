@@ -23,7 +23,7 @@ _MODULES = {
     "reference": ".reference_backend",
 }
 GPU_BACKENDS = ("triton", "cuda", "cudnn")
-_KNOWN = ("native", "triton", "cuda", "cudnn", "reference")
+BACKENDS = ("native", "triton", "cuda", "cudnn", "reference")
 _forced: str | None = None
 
 # On a GPU the order depends on the kind of call. Predicted from counts, measured by nobody: a solve on chip moves
@@ -43,8 +43,8 @@ def _module(name: str) -> ModuleType:
 
 def unavailable(name: str) -> str | None:
     """Why the backend cannot run in this process; None when it can."""
-    if name not in _KNOWN:
-        raise ValueError(f"backend must be one of {_KNOWN}, got {name!r}")
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {name!r}")
     if name not in _MODULES:
         return f"this version has no {name} backend"
     return _module(name).unavailable()

@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backends import GPU_BACKENDS, available_backends, unavailable
+from .backends import BACKENDS, GPU_BACKENDS, available_backends, unavailable
 from .functional import fista
 from .lipschitz import lipschitz
 from .parity import Check, check_backend
 from .version import __version__
-
-BACKENDS = ("native", "triton", "cuda", "cudnn", "reference")
 
 TIME_LIMIT = 900.0  # seconds for all checks of a GPU backend, with the compilation of its kernels
 
