@@ -29,7 +29,7 @@ _forced: str | None = None
 # On a GPU the order depends on the kind of call. Predicted from counts, measured by nobody: a solve on chip moves
 # the fewest bytes; else products decide, and of those on tensor cores triton's, with the rest in their epilogue. In
 # plain float32 there are none, and cuDNN's convolutions have Winograd's algorithm. Last come the direct kernels of
-# "cuda", whose operands are gathered one by one.
+# "cuda", which fetch and multiply by turns.
 _GPU_ORDER = {
     "on chip": ("cuda", "triton", "cudnn", "reference"),
     "tensor cores": ("triton", "cudnn", "reference", "cuda"),

@@ -40,17 +40,17 @@ STABLE_TORCH_LIBRARY(csc_native, m) {
   m.def("compiler() -> str");
 }
 
-// The CUDA kernels, which the backends "cuda" and "cudnn" call. plan, product_bytes and built need no GPU; the others
-// exist where they were compiled. Numbers (lmbda, mu, scale, step_size) are float32 scalars in host memory, or tensors
-// on the device.
+// The CUDA kernels, which the backends "cuda" and "cudnn" call. plan, direct_plan, product_bytes and built need no GPU;
+// the others exist where they were compiled. Numbers (lmbda, mu, scale, step_size) are float32 scalars in host memory,
+// or tensors on the device.
 STABLE_TORCH_LIBRARY(csc_cuda, m) {
   m.def(
       "synthesis(Tensor z, Tensor dictionary, int[] stride, int[] pads, float scale, Tensor? x, Tensor? mask, "
-      "bool tf32, Tensor(a!) result) -> ()");
+      "bool tf32, int[] plan, Tensor(a!) result) -> ()");
   m.def(
       "analysis(Tensor image, Tensor dictionary, int[] stride, int[] pads, Tensor scale, Tensor? base, "
-      "Tensor? lmbda, Tensor? mu, bool nonneg, Tensor? previous, float beta, bool tf32, Tensor(a!) code, "
-      "Tensor(b!)? point) -> ()");
+      "Tensor? lmbda, Tensor? mu, bool nonneg, Tensor? previous, float beta, bool tf32, int[] plan, "
+      "Tensor(a!) code, Tensor(b!)? point) -> ()");
   m.def(
       "correlation(Tensor image, Tensor code, int[] stride, int[] pads, bool tf32, Tensor(a!) partials, "
       "Tensor(b!) result) -> ()");
@@ -70,6 +70,7 @@ STABLE_TORCH_LIBRARY(csc_cuda, m) {
   m.def(
       "plan(int[] shape, int n_iter, bool from_code, bool momentum, bool backward, int element, int shared_limit, "
       "int processors) -> int[]");
+  m.def("direct_plan(int[] shape, bool synthesis, int element, bool tensor_cores) -> int[]");
   m.def("product_bytes(int element) -> int");
   m.def("built() -> bool");
   m.def("runs() -> bool");

@@ -137,6 +137,17 @@ def problems() -> Iterator[tuple[Compute, Problem, dict[str, int]]]:
         make(stride=(2, 1), kernel=(3, 2), channels=5, size=(36, 39), padding=1, batch=3).leaves(),
         {},
     )
+    # Several tiles, or samples in one; the last of each smaller; short rows joined; more than 64 taps.
+    yield residual, make(0, z0=True, channels=20, atoms=6, size=(18, 40), padding=1, batch=1), {}
+    yield residual, make(0, z0=True, channels=5, atoms=9, size=(3, 20), padding=1, batch=3, stride=(1, 2)), {}
+    yield step, make(0, torch.bfloat16, z0=True, channels=5, atoms=19, padding=1, size=(19, 41), batch=1), {}
+    yield step, make(0, z0=True, channels=5, atoms=19, padding=1, size=(37, 9), batch=1), {}
+    yield step, make(0, z0=True, channels=5, atoms=19, padding=1, size=(7, 7), batch=5), {}
+    dense = {"lmbda": 0.0, "nonneg": False}
+    yield Problem.solve, make(0, channels=8, atoms=5, padding=1, size=(3, 11), batch=1, **dense).leaves(), {}
+    yield step, make(0, z0=True, channels=5, stride=(2, 1), kernel=(3, 5), padding=(2, 1), size=(4, 5), batch=7), {}
+    # More taps than are met at once.
+    yield Problem.solve, make(n_iter=1, channels=5, stride=2, kernel=(63, 66), size=(65, 69), atoms=2, batch=1), {}
     library = {"backend": "cudnn"}
     # A block of the tails has 2048 entries; masks, layouts, and more than one of everything.
     large = {"channels": 5, "atoms": 11, "padding": 1, "size": (15, 13), "batch": 3}
@@ -148,6 +159,9 @@ def problems() -> Iterator[tuple[Compute, Problem, dict[str, int]]]:
     struck = make(padding=1, size=(6, 6))
     struck.x[0, 0, 2, 2] = torch.nan
     yield Problem.solve, struck, {}
+    struck = make(0, z0=True, stride=2, padding=1, channels=2, size=(8, 8), batch=1)
+    struck.z0[0, 0, 1, 1] = torch.nan
+    yield residual, struck, {}
     yield Problem.solve, make(padding=1, size=(5, 6), atoms=3), far
 
 
@@ -232,7 +246,7 @@ def main() -> int:
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         numbered = write_mutants(Path(folder), files)
-        device = Device(build(Path(folder) / "build", Path(folder) / "csrc" / "cuda"))
+        device = Device(build(Path(folder) / "build", Path(folder) / "csrc" / "cuda", sanitized=False))
         finder = Finder(device)
         wrong = finder.find("")
         if wrong is not None:

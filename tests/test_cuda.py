@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 import csc_kernels as csc
 from csc_kernels import reference
+from csc_kernels.cuda.plan import direct
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -326,6 +328,36 @@ def test_nan_and_infinity_spread_as_in_the_reference(channels: int, value: float
         z, expected = problem.solve(), problem.plain()
         assert not (expected.isnan() & z.isfinite()).any()
         assert torch.equal(z[1:].isnan(), expected[1:].isnan())
+
+
+def test_a_code_that_is_not_finite_spreads_no_further_than_its_taps() -> None:
+    """A stride of 2 and a kernel of 3: some pixels of a position have one tap, others two."""
+    problem = random_problem(dtype=torch.float32, z0=True, stride=2, padding=1, channels=2)
+    problem.z0[0, 1, 1, 2] = torch.nan
+    actual = csc.residual(problem.x, problem.z0, problem.dictionary, stride=2, padding=1)
+    expected = reference.residual(problem.x, problem.z0, problem.dictionary, *problem.geometry)
+    torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_taps_that_fit_no_block_are_met_row_by_row(dtype: torch.dtype) -> None:
+    options = {"channels": 5, "atoms": 2, "batch": 1, "kernel": (63, 66), "size": (65, 69), "stride": 2}
+    problem = random_problem(dtype=dtype, n_iter=1, **options)
+    x, dictionary = problem.x, problem.dictionary
+    *_, whole = direct(False, x, problem.plain(), dictionary, *problem.geometry, False)
+    assert not whole
+    assert_solves(problem)
+
+
+@pytest.mark.parametrize("stride", (1, 2, 450, 899, 900))
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_kernels_of_up_to_900_columns_have_a_plan(dtype: torch.dtype, stride: int) -> None:
+    x, dictionary = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((1, 1, 9, 900), (1, 1, 9, 900)))
+    for synthesis, tf32 in itertools.product((False, True), repeat=2):
+        assert direct(synthesis, x, x, dictionary, (stride, stride), (0, 450, 0, 450), tf32)
+    wider = torch.empty(1, 1, 1, 901, dtype=dtype)
+    with pytest.raises(RuntimeError, match="up to 900 columns, the dictionary has 901"):
+        csc.residual(wider, torch.empty(1, 1, 1, 1, dtype=dtype), wider)
 
 
 @pytest.mark.parametrize("channels", (3, 5))

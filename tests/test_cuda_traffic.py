@@ -14,7 +14,7 @@ from csc_kernels import traffic
 from csc_kernels.cuda import kernels
 from csc_kernels.cuda.plan import splits
 from csc_kernels.cuda.resources import STEMS, Stem, plan_of
-from csc_kernels.cuda.step_traffic import Pass, analysis, correlation, residual_tail, step_tail, synthesis
+from csc_kernels.cuda.step_traffic import Pass, analysis, correlation, residual_tail, sizes, step_tail, synthesis
 from csc_kernels.cuda.traffic import backward, forward, predictions
 from csc_kernels.cudnn import passes
 from csc_kernels.resources import Architecture
@@ -103,6 +103,9 @@ LAYERS = {
     "wide": Stem((2, 70, 5, 6), 66, 3, 1, 1, 1),
     "strided": Stem((1, 5, 13, 12), 9, 3, 2, 1, 1),
     "padding_past_kernel": Stem((1, 2, 5, 6), 3, 2, 1, 3, 1),
+    "padding_past_stride": Stem((5, 3, 9, 7), 18, 7, 2, 3, 1),
+    "stride_past_kernel": Stem((3, 2, 10, 7), 5, 2, 3, 1, 1),
+    "several_tiles": Stem((3, 4, 20, 39), 17, 3, 1, 1, 1),
 }
 
 
@@ -140,8 +143,8 @@ def test_of_the_passes_of_a_step_formula_and_count_agree(
     dictionary = tensors(stem, dtype)[1]
     kernels.correlation(r, z, dictionary, (stem.stride,) * 2, (stem.padding,) * 4, NUMBER)
     expected = {
-        "synthesis": synthesis(stem, True, whole_step),
-        "analysis": analysis(stem, whole_step, whole_step),
+        "synthesis": synthesis(stem, True, whole_step, dtype.itemsize),
+        "analysis": analysis(stem, whole_step, whole_step, dtype.itemsize),
         "correlation": correlation(stem, splits(z[:, 0].numel())),
     }
     assert_counted(device, expected, dtype.itemsize)
@@ -167,6 +170,25 @@ def test_a_solve_moves_at_most_a_quarter_more_than_x_and_z(emulated_process) -> 
     found = [row for row in predictions() if row.kernels == 1]
     assert {row.case for row in found} == set(STEMS)
     assert [row for row in found if row.megabytes > 1.25 * row.floor_megabytes] == []
+
+
+@pytest.mark.parametrize("element", (2, 4))
+@pytest.mark.parametrize("shape", ((64, 64, 32, 32), STEMS["CIFAR stem"].x), ids=str)
+def test_a_step_kernel_moves_at_most_a_tenth_more_than_its_tensors(
+    emulated_process, shape: tuple[int, int, int, int], element: int
+) -> None:
+    """Of 64 atoms, halo included; the dictionary never leaves the caches and is counted once."""
+    layer = Stem(shape, 64, 3, 1, 1, 2)
+    s = sizes(layer)
+    image, code = s.pixels * s.channels, s.codes * s.atoms
+    dictionary = s.atoms * s.channels * s.taps
+    for given in (False, True):
+        for found, floor in (
+            (synthesis(layer, True, given, element), code + (3 if given else 2) * image),
+            (analysis(layer, given, False, element), image + (2 if given else 1) * code),
+            (analysis(layer, given, True, element), image + (4 if given else 3) * code),
+        ):
+            assert found.moved(1) + dictionary <= 1.1 * (floor + dictionary)
 
 
 def test_the_committed_table_is_what_the_formulas_give(emulated_process) -> None:

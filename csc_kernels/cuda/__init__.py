@@ -6,15 +6,13 @@ everything else goes step by step (residual.cu, fista_step.cu, correlation.cu). 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..ops.fista import kept_tensors
-from . import kernels, library, solve
-from .composed import Composed, as_asked, penalty_gradients, varies_in_space
+from . import composed, kernels, solve
+from .composed import Composed, as_asked, penalty_gradients
 from .kernels import code_shape
 from .library import unavailable
 from .plan import plan
@@ -31,29 +29,18 @@ __all__ = [
     "unsupported",
 ]
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+WIDEST = 900  # A row of any such kernel fits in shared memory, at any stride.
 _steps = Composed(kernels)
 residual, residual_backward = _steps.residual, _steps.residual_backward
 fista_step, fista_step_backward = _steps.fista_step, _steps.fista_step_backward
 
 
 def unsupported(op: str, x: Tensor, **facts: Any) -> str | None:
-    """Why these kernels, and those of cudnn, cannot serve a call."""
-    if not library.serves_device(x):
-        return f"it serves CUDA tensors, x is on {x.device}"
-    if x.dtype not in DTYPES:
-        return f"it serves float32, float16 and bfloat16, x is {x.dtype}"
-    if facts["dictionary"].dtype != x.dtype:
-        return f"x is {x.dtype}, the dictionary {facts['dictionary'].dtype}"
-    needed: Sequence[bool] = facts.get("needs", ())
-    for name, need in zip(("lmbda", "mu"), needed):
-        if need and varies_in_space(facts[name]):
-            return f"it has no gradient for a {name} that varies over the code, {tuple(facts[name].shape)}"
-    if facts.get("mask_gradient"):
-        return "it has no gradient for the mask"
-    if facts.get("step_gradient"):
-        return "it has no gradient for the step size"
-    return None
+    """Why these kernels cannot serve a call."""
+    width = facts["dictionary"].shape[3]
+    if width > WIDEST:
+        return f"it serves kernels of up to {WIDEST} columns, the dictionary has {width}"
+    return composed.unsupported(op, x, **facts)
 
 
 def _plan(x, dictionary, stride, pads, n_iter, momentum, from_code: bool, backward: bool):

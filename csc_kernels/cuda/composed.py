@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops.library import gradient_of, image, unused
 from ..reference import unbroadcast
-from . import steps
+from . import library, steps
 from .kernels import mask_like
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def unsupported(op: str, x: Tensor, **facts: Any) -> str | None:
+    """Why the passes cannot serve a call."""
+    if not library.serves_device(x):
+        return f"it serves CUDA tensors, x is on {x.device}"
+    if x.dtype not in DTYPES:
+        return f"it serves float32, float16 and bfloat16, x is {x.dtype}"
+    if facts["dictionary"].dtype != x.dtype:
+        return f"x is {x.dtype}, the dictionary {facts['dictionary'].dtype}"
+    needed: Sequence[bool] = facts.get("needs", ())
+    for name, need in zip(("lmbda", "mu"), needed):
+        if need and varies_in_space(facts[name]):
+            return f"it has no gradient for a {name} that varies over the code, {tuple(facts[name].shape)}"
+    if facts.get("mask_gradient"):
+        return "it has no gradient for the mask"
+    if facts.get("step_gradient"):
+        return "it has no gradient for the step size"
+    return None
 
 
 class Composed:

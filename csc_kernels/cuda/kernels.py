@@ -8,7 +8,7 @@ from torch import Tensor
 from ..geometry import code_size
 from ..ops.library import empty
 from . import library
-from .plan import splits
+from .plan import direct, splits
 
 
 def mask_like(x: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -24,9 +24,9 @@ def code_shape(x: Tensor, dictionary: Tensor, stride, pads) -> tuple[int, int, i
 def synthesis(z, dictionary, stride, pads, like, scale=1.0, x=None, mask=None) -> Tensor:
     """mask (x - A z), or mask scale A z without x, in the layout of `like`."""
     result = empty(like, like.shape)
-    torch.ops.csc_cuda.synthesis(
-        z, dictionary, stride, pads, scale, x, mask_like(like, mask), library.allows_tf32(z.dtype), result
-    )
+    tf32 = library.allows_tf32(z.dtype)
+    plan = direct(True, result, z, dictionary, stride, pads, tf32)
+    torch.ops.csc_cuda.synthesis(z, dictionary, stride, pads, scale, x, mask_like(like, mask), tf32, plan, result)
     return result
 
 
@@ -36,9 +36,11 @@ def step(r, dictionary, stride, pads, scale, base, lmbda, mu, nonneg, previous=N
     code = empty(r, shape)
     point = None if beta is None else empty(r, shape)
     penalties = [None if p is None else library.number(p, shape) for p in (lmbda, mu)]
+    tf32 = library.allows_tf32(r.dtype)
+    plan = direct(False, r, code, dictionary, stride, pads, tf32)
     torch.ops.csc_cuda.analysis(
         r, dictionary, stride, pads, library.number(scale), base, *penalties, nonneg, previous, beta or 0.0,
-        library.allows_tf32(r.dtype), code, point,
+        tf32, plan, code, point,
     )  # fmt: skip
     return code, point
 

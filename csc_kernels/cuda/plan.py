@@ -53,8 +53,30 @@ def plan(
     acts = any(step_weights(n_iter, momentum)[:-1])
     if backward and acts:
         return None
-    shape = (*x.shape, *z_shape[1:], *dictionary.shape[2:], *stride, pads[0], pads[2])
+    shape = _shape(x, z_shape, dictionary, stride, pads)
     return _plan(shape, n_iter, from_code, acts, backward, x.element_size(), library.limits(x.device))
+
+
+def _shape(x: Tensor, z_shape, dictionary: Tensor, stride, pads) -> tuple[int, ...]:
+    return (*x.shape, *z_shape[1:], *dictionary.shape[2:], *stride, pads[0], pads[2])
+
+
+@functools.lru_cache(maxsize=1024)
+def direct_plan(shape: tuple[int, ...], synthesis: bool, element: int, tensor_cores: bool) -> tuple[int, ...]:
+    """Samples, rows and columns of a tile, whether its rows are joined, whether all its taps are met at once, and
+    bytes of shared memory: csrc/cuda/direct_layout.h."""
+    return tuple(torch.ops.csc_cuda.direct_plan(list(shape), synthesis, element, tensor_cores))
+
+
+def direct(synthesis: bool, x: Tensor, z: Tensor, dictionary: Tensor, stride, pads, tf32: bool) -> list[int]:
+    """The tile of a synthesis or analysis, of images and codes with the shapes of x and z."""
+    shape = _shape(x, z.shape, dictionary, stride, pads)
+    found = direct_plan(shape, synthesis, x.element_size(), tf32 or x.dtype is not torch.float32)
+    if not found:
+        raise ValueError(
+            f"no tile fits an image of {tuple(x.shape)} with a dictionary of {tuple(dictionary.shape)}"
+        )
+    return list(found[:5])
 
 
 def splits(positions: int) -> int:

@@ -21,6 +21,7 @@ import torch
 from ..geometry import code_size
 from ..native.library import unavailable as library_unavailable
 from ..resources import ARCHITECTURES, WITHOUT_PRODUCTS, Architecture, Resources
+from .plan import direct_plan
 
 PRODUCTS = {
     "Fma": ("float32", 4),
@@ -28,9 +29,12 @@ PRODUCTS = {
     "__half": ("float16", 2),
     "__nv_bfloat16": ("bfloat16", 2),
 }
+# Patterns of the kernels' symbols. A direct convolution has a form for 64 results of a block and one for 16.
 KERNELS = {
-    "synthesis_kernel": "residual",
-    "analysis_kernel": "fista_step",
+    "synthesis_kernel.*Li4E": "residual",
+    "synthesis_kernel.*Li1E": "residual, few channels",
+    "analysis_kernel.*Li4E": "fista_step",
+    "analysis_kernel.*Li1E": "fista_step, few atoms",
     "correlation_kernel": "correlation",
     "sums_kernel": "sums",
     "residual_tail_kernel": "residual_tail",
@@ -38,8 +42,7 @@ KERNELS = {
     "fista_kernel": "fista",
     "fista_backward_kernel": "fista_backward",
 }
-# Warps of a block, and of the others' 4.
-WARPS = {"fista": 8, "fista_backward": 8, "residual_tail": 8, "step_tail": 8}
+WARPS = {op: 4 if op in ("correlation", "sums") else 8 for op in KERNELS.values()}
 
 
 class Stem(NamedTuple):
@@ -57,6 +60,11 @@ STEMS = {
     "CIFAR stem": Stem((64, 3, 32, 32), 64, 3, 1, 1, 2),
     "grey stem": Stem((64, 1, 28, 28), 64, 3, 1, 1, 2),
     "ImageNet stem": Stem((32, 3, 224, 224), 64, 7, 2, 3, 2),
+}
+# And layers whose direct convolutions have.
+LAYERS = STEMS | {
+    "wide": Stem((64, 64, 32, 32), 64, 3, 1, 1, 2),
+    "wide, 16 atoms": Stem((64, 64, 32, 32), 16, 3, 1, 1, 2),
 }
 
 
@@ -91,9 +99,10 @@ def cuobjdump() -> str | None:
 def _name_of(mangled: str) -> tuple[str, str] | None:
     """The op and the key of PRODUCTS of a kernel's symbol."""
     for kernel, op in KERNELS.items():
-        if re.search(rf"\d{kernel}", mangled):
-            product = next((p for p in PRODUCTS if f"{len(p)}{p}" in mangled.split(kernel, 1)[1]), "Fma")
-            return op, product
+        found = re.search(rf"\d{kernel}", mangled)
+        if found is not None:
+            symbol = mangled[found.start() :]
+            return op, next((p for p in PRODUCTS if f"{len(p)}{p}" in symbol), "Fma")
     return None
 
 
@@ -136,16 +145,27 @@ def tensor_core_instructions(architectures: Sequence[str]) -> dict[tuple[str, st
 
 def plan_of(stem: Stem, backward: bool, element: int, architecture: Architecture) -> list[int]:
     """Rows and columns of the tile, blocks, bytes of shared memory; empty where no tile fits."""
-    size = code_size(stem.x[2:], (stem.kernel,) * 2, (stem.stride,) * 2, (stem.padding,) * 4)
-    square = (stem.kernel, stem.kernel, stem.stride, stem.stride, stem.padding, stem.padding)
-    shape = [*stem.x, stem.atoms, *size, *square]
     limits = (architecture.block_bytes, architecture.processors)
     library_unavailable()  # Loads the library.
-    return torch.ops.csc_cuda.plan(shape, stem.n_iter, False, False, backward, element, *limits)
+    return torch.ops.csc_cuda.plan(list(_sizes(stem)), stem.n_iter, False, False, backward, element, *limits)
 
 
-def shared_bytes_of(op: str, element: int, architecture: Architecture) -> Iterator[tuple[str, int]]:
+def direct_plan_of(layer: Stem, synthesis: bool, dtype: str) -> tuple[int, ...]:
+    """The tile of a layer's synthesis or analysis, see plan.direct_plan."""
+    element = next(size for name, size in PRODUCTS.values() if name == dtype)
+    library_unavailable()  # Loads the library.
+    return direct_plan(_sizes(layer), synthesis, element, dtype != "float32")
+
+
+def _sizes(layer: Stem) -> tuple[int, ...]:
+    size = code_size(layer.x[2:], (layer.kernel,) * 2, (layer.stride,) * 2, (layer.padding,) * 4)
+    square = (layer.kernel, layer.kernel, layer.stride, layer.stride, layer.padding, layer.padding)
+    return (*layer.x, layer.atoms, *size, *square)
+
+
+def shared_bytes_of(op: str, dtype: str, architecture: Architecture) -> Iterator[tuple[str, int]]:
     """Every entry of an op, with the bytes of shared memory that its launch asks for."""
+    element = next(size for name, size in PRODUCTS.values() if name == dtype)
     if op in ("fista", "fista_backward"):
         for entry, stem in STEMS.items():
             plan = plan_of(stem, op == "fista_backward", element, architecture)
@@ -153,8 +173,15 @@ def shared_bytes_of(op: str, element: int, architecture: Architecture) -> Iterat
                 yield entry, plan[3]
     elif op in WITHOUT_PRODUCTS:
         yield "any", 0
-    else:
+    elif op == "correlation":
         yield "any", torch.ops.csc_cuda.product_bytes(element)
+    else:
+        synthesis = op.startswith("residual")
+        for entry, layer in LAYERS.items():
+            channels = layer.x[1] if layer.kernel % layer.stride == 0 else -(-layer.x[1] // 16) * 16
+            results = channels * layer.stride**2 if synthesis else layer.atoms
+            if (results <= 16) == ("few" in op):
+                yield entry, direct_plan_of(layer, synthesis, dtype)[5]
 
 
 def rows(architectures: Sequence[str] = tuple(ARCHITECTURES)) -> Iterator[Resources]:
@@ -169,9 +196,9 @@ def rows(architectures: Sequence[str] = tuple(ARCHITECTURES)) -> Iterator[Resour
     usage = {key: value for key, value in registers_and_spills().items() if key[2] in architectures}
     instructions = tensor_core_instructions(sorted({name for _, _, name in usage}))
     for (op, product, name), (registers, spills) in sorted(usage.items()):
-        dtype, element = PRODUCTS[product]
-        for entry, shared in shared_bytes_of(op, element, ARCHITECTURES[name]):
-            occupancy = ARCHITECTURES[name].occupancy(registers, shared, WARPS.get(op, 4))
+        dtype, _ = PRODUCTS[product]
+        for entry, shared in shared_bytes_of(op, dtype, ARCHITECTURES[name]):
+            occupancy = ARCHITECTURES[name].occupancy(registers, shared, WARPS[op])
             yield Resources(
                 "cuda", op, dtype, entry, name, registers, spills, shared, round(occupancy, 3),
                 instructions[op, product, name],

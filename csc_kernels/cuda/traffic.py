@@ -17,7 +17,9 @@ from ..geometry import code_size
 from ..resources import ARCHITECTURES
 from ..traffic import DTYPES, GPUS, Row, row
 from ..traffic import Solve as Tensors
-from .resources import STEMS, Stem, plan_of
+from .plan import CHANNELS
+from .resources import LAYERS, STEMS, Stem, plan_of
+from .step_traffic import analysis, synthesis
 
 
 class Span(NamedTuple):
@@ -222,9 +224,20 @@ def _meets(pixels: Span, codes: Span, rows: Axis) -> int:
     return sum(p >= 0 and p % rows.stride == 0 and codes.has(p // rows.stride) for p in places)
 
 
+def _step_by_step(layer: Stem, element: int) -> list[tuple[int, int]]:
+    """Bytes and operations of the kernels of two steps from zero: the residual of the first is x itself."""
+    passes = (
+        analysis(layer, False, False, element),
+        synthesis(layer, True, False, element),
+        analysis(layer, True, False, element),
+    )
+    dictionary = layer.atoms * layer.x[1] * layer.kernel**2 * element
+    return [(p.moved(element) + dictionary, 2 * p.products) for p in passes]
+
+
 def predictions() -> Iterator[Row]:
-    """The rows of the table of predicted times."""
-    for case, stem in STEMS.items():
+    """The rows of the table of predicted times; a solve of which no tile fits goes step by step."""
+    for case, stem in (STEMS | {"wide": LAYERS["wide"]}).items():
         size = code_size(stem.x[2:], (stem.kernel,) * 2, (stem.stride,) * 2, (stem.padding,) * 4)
         for dtype, kind in DTYPES.items():
             x, z, dictionary = (
@@ -234,7 +247,12 @@ def predictions() -> Iterator[Row]:
             pad, stride = stem.padding, stem.stride
             solve = Tensors(x, z, dictionary, (stride, stride), (pad, pad, pad, pad))
             for gpu, facts in GPUS.items():
-                plan = plan_of(stem, False, kind.itemsize, ARCHITECTURES[facts.architecture])
+                element = kind.itemsize
+                few = stem.x[1] <= CHANNELS
+                plan = plan_of(stem, False, element, ARCHITECTURES[facts.architecture]) if few else []
                 if plan:
-                    counts = forward(stem, plan, kind.itemsize)
-                    yield row("cuda", case, dtype, gpu, solve, [(counts.moved, 2 * counts.products)])
+                    counts = forward(stem, plan, element)
+                    launches = [(counts.moved, 2 * counts.products)]
+                else:
+                    launches = _step_by_step(stem, element)
+                yield row("cuda", case, dtype, gpu, solve, launches)

@@ -6,8 +6,7 @@ convolutions (torch.backends.cudnn: TF32, determinism, benchmark) apply.
 
 from __future__ import annotations
 
-from ..cuda import unsupported
-from ..cuda.composed import Composed
+from ..cuda.composed import Composed, unsupported
 from ..cuda.library import unavailable
 from . import passes
 

@@ -60,17 +60,18 @@ class Context {
 using MaybeTensor = std::optional<Stable>;
 
 void synthesis_op(Stable z, Stable dictionary, Ints stride, Ints pads, double scale, MaybeTensor x, MaybeTensor mask,
-                  bool tf32, Stable result) {
+                  bool tf32, Ints plan, Stable result) {
   const Context context(z);
-  synthesis<Torch>(z, dictionary, stride, pads, scale, optional(x), optional(mask), tf32, result, context.stream());
+  synthesis<Torch>(z, dictionary, stride, pads, scale, optional(x), optional(mask), tf32, plan, result,
+                   context.stream());
 }
 
 void analysis_op(Stable image, Stable dictionary, Ints stride, Ints pads, Stable scale, MaybeTensor base,
                  MaybeTensor lmbda, MaybeTensor mu, bool nonneg, MaybeTensor previous, double beta, bool tf32,
-                 Stable code, MaybeTensor point) {
+                 Ints plan, Stable code, MaybeTensor point) {
   const Context context(image);
   analysis<Torch>(image, dictionary, stride, pads, scale, optional(base), optional(lmbda), optional(mu), nonneg,
-                  optional(previous), beta, tf32, code, optional(point), context.stream());
+                  optional(previous), beta, tf32, plan, code, optional(point), context.stream());
 }
 
 void correlation_op(Stable image, Stable code, Ints stride, Ints pads, bool tf32, Stable partials, Stable result) {

@@ -85,22 +85,28 @@ Shape shape_of(const Tensor& image, const Tensor& code, const Tensor& dictionary
   return s;
 }
 
+// What csc_cuda::direct_plan returned.
+inline DirectPlan direct_plan(const Ints& plan) {
+  const auto number = [&](int i) { return static_cast<int>(plan.at(i)); };
+  return {number(0), number(1), number(2), plan.at(3) != 0, plan.at(4) != 0};
+}
+
 template <typename Tensor>
 void synthesis(const Tensor& z, const Tensor& dictionary, const Ints& stride, const Ints& pads, double scale,
-               const std::optional<Tensor>& x, const std::optional<Tensor>& mask, bool tf32, const Tensor& result,
-               void* stream) {
+               const std::optional<Tensor>& x, const std::optional<Tensor>& mask, bool tf32, const Ints& plan,
+               const Tensor& result, void* stream) {
   SynthesisArguments a;
   a.shape = shape_of(result, z, dictionary, stride, pads);
   a.code = view(z), a.dictionary = view(dictionary), a.image = view(x), a.mask = view(mask), a.result = view(result);
   a.scale = static_cast<float>(scale);
-  if (a.shape.batch) launch_synthesis(a, product_of(z.element(), tf32), stream);
+  if (a.shape.batch) launch_synthesis(a, direct_plan(plan), product_of(z.element(), tf32), stream);
 }
 
 template <typename Tensor>
 void analysis(const Tensor& image, const Tensor& dictionary, const Ints& stride, const Ints& pads, const Tensor& scale,
               const std::optional<Tensor>& base, const std::optional<Tensor>& lmbda, const std::optional<Tensor>& mu,
-              bool nonneg, const std::optional<Tensor>& previous, double beta, bool tf32, const Tensor& code,
-              const std::optional<Tensor>& point, void* stream) {
+              bool nonneg, const std::optional<Tensor>& previous, double beta, bool tf32, const Ints& plan,
+              const Tensor& code, const std::optional<Tensor>& point, void* stream) {
   AnalysisArguments a;
   a.shape = shape_of(image, code, dictionary, stride, pads);
   a.image = view(image), a.dictionary = view(dictionary), a.base = view(base), a.previous = view(previous);
@@ -108,7 +114,7 @@ void analysis(const Tensor& image, const Tensor& dictionary, const Ints& stride,
   a.scale = parameter(scale), a.lmbda = parameter(lmbda), a.mu = parameter(mu);
   a.shrinks = lmbda.has_value(), a.nonneg = nonneg;
   a.beta = static_cast<float>(beta);
-  if (a.shape.batch) launch_analysis(a, product_of(image.element(), tf32), stream);
+  if (a.shape.batch) launch_analysis(a, direct_plan(plan), product_of(image.element(), tf32), stream);
 }
 
 // result: A z, which mask * (x - A z), or mask * scale * A z, takes the place of.

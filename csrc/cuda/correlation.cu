@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kProductThreads, 4)
   float* partial = a.partials + split * s.atoms * taps;
   implicit_product<P>(
       dynamic_shared(), CodeRows<Element>{s, a.code}, s.atoms, ImageTaps<Element>{s, a.image}, taps,
-      positions * split / a.splits, positions * (split + 1) / a.splits, false,
+      positions * split / a.splits, positions * (split + 1) / a.splits,
       [&](int k, int64_t tap, float sum) { store_global(partial + static_cast<int64_t>(k) * taps + tap, sum); });
 }
 

@@ -1,58 +1,48 @@
 // The step: base + t A' r, threshold, 1 / (1 + t mu) and momentum in the epilogue of one convolution.
 
+#include "direct_product.cuh"
 #include "epilogues.cuh"
-#include "implicit_product.cuh"
 #include "launch.h"
 
 namespace csc::cuda {
 namespace {
 
 template <typename Element>
-struct Atoms {
-  const Shape& s;
-  const View& dictionary;
-  __device__ int at(int k) const { return k; }
-  __device__ float load(int k, int64_t depth) const {
-    const Tap tap = tap_of(depth, s);
-    return cuda::load<Element>(dictionary, k, tap.channel, tap.row, tap.column);
+struct Analysis {
+  const AnalysisArguments& a;
+  const float t;
+
+  __device__ float pixel(int64_t n, int m, int i, int plane_row, int j, int plane_column) const {
+    const Shape& s = a.shape;
+    const int64_t h = int64_t{i} * s.stride_height + plane_row - s.top;
+    const int64_t w = int64_t{j} * s.stride_width + plane_column - s.left;
+    return h >= 0 && h < s.height && w >= 0 && w < s.width ? load<Element>(a.image, n, m, h, w) : 0.0f;
+  }
+
+  __device__ float weight(int k, int m, int dy, int dx) const { return load<Element>(a.dictionary, k, m, dy, dx); }
+
+  __device__ bool meets(int, int, int) const { return true; }
+
+  __device__ void finish(int k, int64_t n, int i, int j, float sum) const {
+    finish_code<Element>(a, t, Position{n, i, j}, k, sum);
   }
 };
 
-template <typename Element>
-struct Windows {
-  const Shape& s;
-  const View& image;
-  __device__ Position at(int64_t position) const { return position_of(position, s.code_height, s.code_width); }
-  __device__ float load(const Position& p, int64_t depth) const {
-    const Tap tap = tap_of(depth, s);
-    const int h = p.row * s.stride_height - s.top + tap.row, w = p.column * s.stride_width - s.left + tap.column;
-    const bool inside = h >= 0 && h < s.height && w >= 0 && w < s.width;
-    return inside ? cuda::load<Element>(image, p.n, tap.channel, h, w) : 0.0f;
-  }
-};
-
-template <typename P>
-__global__ void __launch_bounds__(kProductThreads, 4) analysis_kernel(const __grid_constant__ AnalysisArguments a) {
-  using Element = typename P::Element;
-  const Shape& s = a.shape;
-  const int64_t positions = static_cast<int64_t>(s.batch) * s.code_height * s.code_width;
-  const int64_t depth = static_cast<int64_t>(s.channels) * s.kernel_height * s.kernel_width;
-  const float t = load(a.scale, 0, 0, 0, 0);
-  implicit_product<P>(dynamic_shared(), Atoms<Element>{s, a.dictionary}, s.atoms, Windows<Element>{s, a.image},
-                      positions, 0, depth, a.code.channel == 1, [&](int k, int64_t position, float sum) {
-                        finish_code<Element>(a, t, position_of(position, s.code_height, s.code_width), k, sum);
-                      });
+template <typename P, int kResultBlocks>
+__global__ void __launch_bounds__(kDirectThreads, 2)
+    analysis_kernel(const __grid_constant__ Direct<AnalysisArguments> d) {
+  const Analysis<typename P::Element> analysis{d.call, load(d.call.scale, 0, 0, 0, 0)};
+  DirectProduct<P, kResultBlocks, Analysis<typename P::Element>>(analysis, d.lattice, d.layout, dynamic_shared())
+      .run(d.call.code.channel == 1);
 }
 
 }  // namespace
 
-void launch_analysis(const AnalysisArguments& a, Product product, void* stream) {
-  const int64_t positions = static_cast<int64_t>(a.shape.batch) * a.shape.code_height * a.shape.code_width;
+void launch_analysis(const AnalysisArguments& a, const DirectPlan& plan, Product product, void* stream) {
   with_product(product, [&](auto policy) {
     using P = decltype(policy);
-    const dim3 grid(static_cast<unsigned>((positions + kProductTile - 1) / kProductTile),
-                    (a.shape.atoms + kProductTile - 1) / kProductTile);
-    launch(analysis_kernel<P>, grid, kProductThreads, product_shared_bytes(sizeof(typename P::Element)), stream, a);
+    launch_direct<P>(analysis_kernel<P, kManyResults>, analysis_kernel<P, kFewResults>, a, analysis_lattice(a.shape),
+                     plan, stream);
   });
 }
 

@@ -16,11 +16,10 @@
 
 namespace csc::cuda {
 
-// Depths [begin, end) of one block's tile. `rows_adjacent`: neighbouring rows are neighbours in memory.
+// Depths [begin, end) of one block's tile.
 template <typename P, typename Rows, typename Columns, typename Write>
 __device__ void implicit_product(void* shared, const Rows& rows, int row_count, const Columns& columns,
-                                 int64_t column_count, int64_t begin, int64_t end, bool rows_adjacent,
-                                 const Write& write) {
+                                 int64_t column_count, int64_t begin, int64_t end, const Write& write) {
   using Element = typename P::Element;
   const Shared<Element> left(shared);
   const Shared<Element> right = left + kProductTile * kDepthPitch;
@@ -63,10 +62,9 @@ __device__ void implicit_product(void* shared, const Rows& rows, int row_count, 
       sums[b].store(results, kResultPitch);
       __syncwarp();
       for (int e = lane; e < 256; e += 32) {
-        const int r = rows_adjacent ? e % 16 : e / 16, c = rows_adjacent ? e / 16 : e % 16;
-        const int row = row0 + b * 16 + r;
-        const int64_t column = column0 + warp * 16 + c;
-        if (row < row_count && column < column_count) write(row, column, results[r * kResultPitch + c]);
+        const int row = row0 + b * 16 + e / 16;
+        const int64_t column = column0 + warp * 16 + e % 16;
+        if (row < row_count && column < column_count) write(row, column, results[e / 16 * kResultPitch + e % 16]);
       }
       __syncwarp();
     }

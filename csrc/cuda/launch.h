@@ -3,11 +3,12 @@
 #pragma once
 
 #include "arguments.h"
+#include "direct_layout.h"
 
 namespace csc::cuda {
 
-void launch_synthesis(const SynthesisArguments& a, Product product, void* stream);
-void launch_analysis(const AnalysisArguments& a, Product product, void* stream);
+void launch_synthesis(const SynthesisArguments& a, const DirectPlan& plan, Product product, void* stream);
+void launch_analysis(const AnalysisArguments& a, const DirectPlan& plan, Product product, void* stream);
 void launch_correlation(const CorrelationArguments& a, Product product, void* stream);
 void launch_residual_tail(const SynthesisArguments& a, Element element, void* stream);
 void launch_step_tail(const AnalysisArguments& a, Element element, void* stream);

@@ -19,6 +19,7 @@ __device__ inline void load_tile(Fragment& fragment, Shared<Element> from, int l
 template <typename Element_>
 struct Wmma16 {
   using Element = Element_;
+  static constexpr int kDepth = 16;  // Depths of a product are multiples of this.
 
   class Sums {
    public:
@@ -54,6 +55,7 @@ struct Wmma16 {
 // Tensor cores on float32 rounded to TF32.
 struct WmmaTf32 {
   using Element = float;
+  static constexpr int kDepth = 8;
 
   class Sums {
    public:
@@ -91,6 +93,7 @@ struct WmmaTf32 {
 // Plain float32: each lane holds 4 rows x 2 columns.
 struct Fma {
   using Element = float;
+  static constexpr int kDepth = 1;
 
   class Sums {
    public:

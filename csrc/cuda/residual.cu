@@ -1,71 +1,84 @@
 // r = mask * (x - A z) at any stride, kernel and number of channels, and mask * scale * A z.
 //
-// A pixel (h, w) of channel m sees tap (dy, dx) of atom k from the code at ((h + top - dy) / sH,
-// (w + left - dx) / sW), where the stride divides that.
+// With strides the pixels that see the same codes, a stride's square of them, are results of one position: pixel
+// s p + a - top sees tap s u + a of the code p - u, for every u.
 
+#include "direct_product.cuh"
 #include "epilogues.cuh"
-#include "implicit_product.cuh"
 #include "launch.h"
 
 namespace csc::cuda {
 namespace {
 
-// Depth (k, dy, dx).
-struct AtomTap {
-  int atom, row, column;
-};
-
-__device__ AtomTap atom_tap_of(int64_t depth, const Shape& s) {
-  const Tap tap = tap_of(depth, s);
-  return {tap.channel, tap.row, tap.column};
-}
-
 template <typename Element>
-struct Channels {
-  const Shape& s;
-  const View& dictionary;
-  __device__ int at(int m) const { return m; }
-  __device__ float load(int m, int64_t depth) const {
-    const AtomTap tap = atom_tap_of(depth, s);
-    return cuda::load<Element>(dictionary, tap.atom, m, tap.row, tap.column);
+class Synthesis {
+ public:
+  const SynthesisArguments& a;
+  const Lattice& lattice;
+
+  __device__ float pixel(int64_t n, int k, int i, int, int j, int) const {
+    const Shape& s = a.shape;
+    const int row = i + s.top / s.stride_height - (lattice.tap_rows - 1);
+    const int column = j + s.left / s.stride_width - (lattice.tap_columns - 1);
+    const bool inside = row >= 0 && row < s.code_height && column >= 0 && column < s.code_width;
+    return inside ? load<Element>(a.code, n, k, row, column) : 0.0f;
+  }
+
+  __device__ float weight(int result, int k, int r, int c) const {
+    const Pixel p = pixel_of(result);
+    const int dy = kernel_row(p, r), dx = kernel_column(p, c);
+    const bool exists = p.channel < a.shape.channels && dy < a.shape.kernel_height && dx < a.shape.kernel_width;
+    return exists ? load<Element>(a.dictionary, k, p.channel, dy, dx) : 0.0f;
+  }
+
+  __device__ bool meets(int result, int r, int c) const {
+    if (!lacks_taps(a.shape)) return true;
+    const Pixel p = pixel_of(result);
+    return kernel_row(p, r) < a.shape.kernel_height && kernel_column(p, c) < a.shape.kernel_width;
+  }
+
+  __device__ void finish(int result, int64_t n, int i, int j, float sum) const {
+    const Shape& s = a.shape;
+    const Pixel p = pixel_of(result);
+    const int h = (i + s.top / s.stride_height) * s.stride_height + p.row - s.top;
+    const int w = (j + s.left / s.stride_width) * s.stride_width + p.column - s.left;
+    if (p.channel < s.channels && h >= 0 && h < s.height && w >= 0 && w < s.width)
+      finish_pixel<Element>(a, Position{n, h, w}, p.channel, sum);
+  }
+
+ private:
+  // Of the pixels that share a position.
+  struct Pixel {
+    int row, column, channel;
+  };
+
+  __device__ Pixel pixel_of(int result) const {
+    const int channels = phase_results(a.shape), phase = result / channels;
+    return {phase / a.shape.stride_width, phase % a.shape.stride_width, result % channels};
+  }
+  __device__ int kernel_row(const Pixel& p, int r) const {
+    return (lattice.tap_rows - 1 - r) * a.shape.stride_height + p.row;
+  }
+  __device__ int kernel_column(const Pixel& p, int c) const {
+    return (lattice.tap_columns - 1 - c) * a.shape.stride_width + p.column;
   }
 };
 
-template <typename Element>
-struct Pixels {
-  const Shape& s;
-  const View& code;
-  __device__ Position at(int64_t pixel) const { return position_of(pixel, s.height, s.width); }
-  __device__ float load(const Position& p, int64_t depth) const {
-    const AtomTap tap = atom_tap_of(depth, s);
-    const int h = p.row + s.top - tap.row, w = p.column + s.left - tap.column;
-    if (h < 0 || w < 0 || h % s.stride_height || w % s.stride_width) return 0;
-    const int i = h / s.stride_height, j = w / s.stride_width;
-    return i < s.code_height && j < s.code_width ? cuda::load<Element>(code, p.n, tap.atom, i, j) : 0.0f;
-  }
-};
-
-template <typename P>
-__global__ void __launch_bounds__(kProductThreads, 4) synthesis_kernel(const __grid_constant__ SynthesisArguments a) {
-  using Element = typename P::Element;
-  const Shape& s = a.shape;
-  const int64_t pixels = static_cast<int64_t>(s.batch) * s.height * s.width;
-  const int64_t depth = static_cast<int64_t>(s.atoms) * s.kernel_height * s.kernel_width;
-  implicit_product<P>(dynamic_shared(), Channels<Element>{s, a.dictionary}, s.channels, Pixels<Element>{s, a.code},
-                      pixels, 0, depth, a.result.channel == 1, [&](int m, int64_t pixel, float sum) {
-                        finish_pixel<Element>(a, position_of(pixel, s.height, s.width), m, sum);
-                      });
+template <typename P, int kResultBlocks>
+__global__ void __launch_bounds__(kDirectThreads, 2)
+    synthesis_kernel(const __grid_constant__ Direct<SynthesisArguments> d) {
+  const Synthesis<typename P::Element> synthesis{d.call, d.lattice};
+  DirectProduct<P, kResultBlocks, Synthesis<typename P::Element>>(synthesis, d.lattice, d.layout, dynamic_shared())
+      .run(d.call.result.channel == 1 && d.call.shape.channels > 1);
 }
 
 }  // namespace
 
-void launch_synthesis(const SynthesisArguments& a, Product product, void* stream) {
-  const int64_t pixels = static_cast<int64_t>(a.shape.batch) * a.shape.height * a.shape.width;
+void launch_synthesis(const SynthesisArguments& a, const DirectPlan& plan, Product product, void* stream) {
   with_product(product, [&](auto policy) {
     using P = decltype(policy);
-    const dim3 grid(static_cast<unsigned>((pixels + kProductTile - 1) / kProductTile),
-                    (a.shape.channels + kProductTile - 1) / kProductTile);
-    launch(synthesis_kernel<P>, grid, kProductThreads, product_shared_bytes(sizeof(typename P::Element)), stream, a);
+    launch_direct<P>(synthesis_kernel<P, kManyResults>, synthesis_kernel<P, kFewResults>, a, synthesis_lattice(a.shape),
+                     plan, stream);
   });
 }
 

@@ -13,19 +13,24 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CUDA = ROOT / "csrc" / "cuda"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-FLAGS = ["-std=c++20", "-O1", "-g1", "-Wno-unknown-pragmas", "-Wno-psabi", "-DCSC_EMULATION", *SANITIZERS]
+FLAGS = ["-std=c++20", "-O1", "-g1", "-Wno-unknown-pragmas", "-Wno-psabi", "-DCSC_EMULATION"]
 
 
 def compiler() -> str | None:
     return shutil.which("g++")
 
 
-def build(folder: Path, kernels: Path = CUDA, jobs: int = 2) -> Path:
-    """The runner's executable in `folder`, compiled anew where a source changed; `kernels` may be a copy."""
+def build(folder: Path, kernels: Path = CUDA, jobs: int = 2, sanitized: bool = True) -> Path:
+    """The runner's executable in `folder`, compiled anew where a source changed; `kernels` may be a copy.
+
+    Without the sanitizers it runs faster, and only the emulation watches what kernels do.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    sanitizers = SANITIZERS if sanitized else []
+    flags = [*FLAGS, *sanitizers]
     sources = [*sorted(kernels.glob("*.cu")), *sorted(HERE.glob("*.cpp"))]
     headers = [*sorted(kernels.glob("*.cuh")), *sorted(kernels.glob("*.h")), *sorted((HERE / "include").iterdir())]
-    common = b"".join(path.read_bytes() for path in headers) + " ".join(FLAGS).encode()
+    common = b"".join(path.read_bytes() for path in headers) + " ".join(flags).encode()
 
     def compile_one(source: Path) -> Path:
         digest = hashlib.sha256(common + source.read_bytes()).hexdigest()[:16]
@@ -33,7 +38,7 @@ def build(folder: Path, kernels: Path = CUDA, jobs: int = 2) -> Path:
         if not target.exists():
             include = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{kernels.parents[1]}"]
             partial = target.with_suffix(f".{os.getpid()}.partial")
-            command = [compiler(), *FLAGS, *include, "-x", "c++", "-c", str(source), "-o", str(partial)]
+            command = [compiler(), *flags, *include, "-x", "c++", "-c", str(source), "-o", str(partial)]
             subprocess.run(command, check=True)
             partial.rename(target)
         return target
@@ -45,7 +50,7 @@ def build(folder: Path, kernels: Path = CUDA, jobs: int = 2) -> Path:
     if not runner.exists():
         partial = runner.with_suffix(f".{os.getpid()}.partial")
         subprocess.run(
-            [compiler(), *SANITIZERS, *map(str, objects), "-o", str(partial)],
+            [compiler(), *sanitizers, *map(str, objects), "-o", str(partial)],
             check=True,
         )
         partial.rename(runner)

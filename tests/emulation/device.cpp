@@ -3,6 +3,11 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 
+#ifndef __SANITIZE_ADDRESS__  // Built without it, there is nobody to tell that a fiber goes on.
+#define __sanitizer_start_switch_fiber(...)
+#define __sanitizer_finish_switch_fiber(...)
+#endif
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>

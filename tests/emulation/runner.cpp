@@ -190,11 +190,11 @@ void run(const Call& c) {
   using namespace csc::cuda;
   if (c.op == "synthesis") {
     synthesis<Tensor>(tensor("z"), tensor("dictionary"), stride, pads, c.floats.at("scale")[0], maybe("x"),
-                      maybe("mask"), number("tf32"), tensor("result"), nullptr);
+                      maybe("mask"), number("tf32"), c.ints.at("plan"), tensor("result"), nullptr);
   } else if (c.op == "analysis") {
     analysis<Tensor>(tensor("image"), tensor("dictionary"), stride, pads, tensor("scale"), maybe("base"),
                      maybe("lmbda"), maybe("mu"), number("nonneg"), maybe("previous"), c.floats.at("beta")[0],
-                     number("tf32"), tensor("code"), maybe("point"), nullptr);
+                     number("tf32"), c.ints.at("plan"), tensor("code"), maybe("point"), nullptr);
   } else if (c.op == "correlation") {
     correlation<Tensor>(tensor("image"), tensor("code"), stride, pads, number("tf32"), tensor("partials"),
                         tensor("result"), nullptr);
