@@ -13,7 +13,7 @@ endif
 # "cuda" runs the tests and the benchmarks on a GPU.
 DEVICE ?= cpu
 
-.PHONY: install demo train pretrained test prove prove-triton prove-cuda prove-compiled bench profile wheel-check
+.PHONY: install demo train pretrained test prove prove-triton prove-cuda prove-compiled prove-mutations bench profile wheel-check
 
 install: $(VENV)/installed
 
@@ -50,20 +50,22 @@ test: install
 
 # The GPU kernels without a GPU: executed, compiled for every architecture, and broken on purpose.
 prove: install
-	$(MAKE) -j3 -Oline prove-triton prove-cuda prove-compiled
+	$(MAKE) -j4 -Oline prove-triton prove-cuda prove-compiled prove-mutations
 
 COMPILED = tests/test_triton_resources.py tests/test_cuda_resources.py
 prove-triton: install
 	$(RUN) -m pytest --whole $(filter-out $(COMPILED),$(wildcard tests/test_triton*.py))
-	$(RUN) tests/mutate_triton.py
 
 prove-cuda: install
 	$(RUN) -m pytest --whole $(filter-out $(COMPILED),$(wildcard tests/test_cuda*.py)) tests/test_cudnn.py \
 		tests/test_emulation.py
-	$(RUN) tests/mutate_cuda.py
 
 prove-compiled: install
 	$(RUN) -m pytest --whole $(COMPILED)
+
+prove-mutations: install
+	$(RUN) tests/mutate_cuda.py
+	$(RUN) tests/mutate_triton.py
 
 wheel-check: install
 	$(RUN) tests/check_wheel.py
