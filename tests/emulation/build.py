@@ -23,14 +23,15 @@ def compiler() -> str | None:
 def build(folder: Path, kernels: Path = CUDA, jobs: int = 2, sanitized: bool = True) -> Path:
     """The runner's executable in `folder`, compiled anew where a source changed; `kernels` may be a copy.
 
-    Without the sanitizers it runs faster, and only the emulation watches what kernels do.
+    Without the sanitizers it runs faster, and only the emulation watches what kernels do. The emulation itself is
+    compiled without them in any case.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sanitizers = SANITIZERS if sanitized else []
-    flags = [*FLAGS, *sanitizers]
+    flags = [*FLAGS, "-DCSC_SANITIZED"] if sanitized else FLAGS
     sources = [*sorted(kernels.glob("*.cu")), *sorted(HERE.glob("*.cpp"))]
     headers = [*sorted(kernels.glob("*.cuh")), *sorted(kernels.glob("*.h")), *sorted((HERE / "include").iterdir())]
-    common = b"".join(path.read_bytes() for path in headers) + " ".join(flags).encode()
+    common = b"".join(path.read_bytes() for path in headers) + " ".join([*flags, *sanitizers]).encode()
 
     def compile_one(source: Path) -> Path:
         digest = hashlib.sha256(common + source.read_bytes()).hexdigest()[:16]
@@ -38,7 +39,8 @@ def build(folder: Path, kernels: Path = CUDA, jobs: int = 2, sanitized: bool = T
         if not target.exists():
             include = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{kernels.parents[1]}"]
             partial = target.with_suffix(f".{os.getpid()}.partial")
-            command = [compiler(), *flags, *include, "-x", "c++", "-c", str(source), "-o", str(partial)]
+            own = sanitizers if source.name != "device.cpp" else []
+            command = [compiler(), *flags, *own, *include, "-x", "c++", "-c", str(source), "-o", str(partial)]
             subprocess.run(command, check=True)
             partial.rename(target)
         return target

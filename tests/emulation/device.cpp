@@ -3,7 +3,7 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 
-#ifndef __SANITIZE_ADDRESS__  // Built without it, there is nobody to tell that a fiber goes on.
+#ifndef CSC_SANITIZED  // There is nobody to tell that a fiber goes on.
 #define __sanitizer_start_switch_fiber(...)
 #define __sanitizer_finish_switch_fiber(...)
 #endif
@@ -18,7 +18,6 @@
 namespace emulation {
 
 Device device;
-alignas(128) unsigned char shared_memory[kMostShared];
 dim3 block_index, block_size, grid_size;
 
 namespace {

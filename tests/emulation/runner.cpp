@@ -19,6 +19,9 @@
 #include "csrc/cuda/calls.h"
 #include "include/device.h"
 
+// Here, where AddressSanitizer guards what lies beyond it: device.cpp is compiled without.
+alignas(128) unsigned char emulation::shared_memory[emulation::kMostShared];
+
 namespace planted {
 void run(const std::string& bug, float* data);
 }
