@@ -360,6 +360,15 @@ def test_kernels_of_up_to_900_columns_have_a_plan(dtype: torch.dtype, stride: in
         csc.residual(wider, torch.empty(1, 1, 1, 1, dtype=dtype), wider)
 
 
+def test_what_has_no_plan_is_declined_with_the_reason() -> None:
+    one = torch.ones(1, 1, 1, 1)
+    line = one.expand(1, 1, 1, 2**25)
+    with pytest.raises(RuntimeError, match="dimensions below 33554431"):
+        csc.residual(line, line, one)
+    with pytest.raises(ValueError, match=r"no tile fits an image of \(1, 1, 8, 8\).* at stride \(32768, 32768\)"):
+        csc.residual(torch.ones(1, 1, 8, 8), one, torch.ones(1, 1, 3, 3), stride=32768)
+
+
 @pytest.mark.parametrize("channels", (3, 5))
 def test_out_of_memory_leaves_no_state(channels: int) -> None:
     problem = random_problem(dtype=torch.float32, channels=channels, size=(4, 4), atoms=3, padding=1).leaves()

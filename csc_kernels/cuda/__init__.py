@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 WIDEST = 900  # A row of any such kernel fits in shared memory, at any stride.
+LONGEST = 2**31 // 64 - 1  # Dimensions that a plan's sums have room for.
 _steps = Composed(kernels)
 residual, residual_backward = _steps.residual, _steps.residual_backward
 fista_step, fista_step_backward = _steps.fista_step, _steps.fista_step_backward
@@ -40,6 +41,8 @@ def unsupported(op: str, x: Tensor, **facts: Any) -> str | None:
     width = facts["dictionary"].shape[3]
     if width > WIDEST:
         return f"it serves kernels of up to {WIDEST} columns, the dictionary has {width}"
+    if max(*x.shape, *facts["dictionary"].shape) >= LONGEST:
+        return f"it serves dimensions below {LONGEST}, x is {tuple(x.shape)}"
     return composed.unsupported(op, x, **facts)
 
 

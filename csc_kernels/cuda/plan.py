@@ -73,9 +73,8 @@ def direct(synthesis: bool, x: Tensor, z: Tensor, dictionary: Tensor, stride, pa
     shape = _shape(x, z.shape, dictionary, stride, pads)
     found = direct_plan(shape, synthesis, x.element_size(), tf32 or x.dtype is not torch.float32)
     if not found:
-        raise ValueError(
-            f"no tile fits an image of {tuple(x.shape)} with a dictionary of {tuple(dictionary.shape)}"
-        )
+        tensors = f"an image of {tuple(x.shape)} and a dictionary of {tuple(dictionary.shape)}"
+        raise ValueError(f"no tile fits {tensors} at stride {tuple(stride)}")
     return list(found[:5])
 
 

@@ -72,8 +72,13 @@ bool has_code(void (*kernel)(Arguments)) {
 template <typename Arguments>
 void launch(void (*kernel)(Arguments), dim3 grid, int threads, int shared_bytes, void* stream,
             const Arguments& arguments) {
-  if (shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  if (shared_bytes > 48 * 1024) {
+    // As much as the device has: another thread's launch of the kernel may need more or less.
+    int device, most;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  }
   void* packed[] = {const_cast<Arguments*>(&arguments)};
   check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(threads), packed, shared_bytes,
                          static_cast<cudaStream_t>(stream)));

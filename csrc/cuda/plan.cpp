@@ -48,6 +48,8 @@ std::vector<int64_t> plan(std::vector<int64_t> shape, int64_t n_iter, bool from_
 std::vector<int64_t> direct_plan(std::vector<int64_t> shape, bool synthesis, int64_t element, bool tensor_cores) {
   const std::optional<Shape> found = shape_of(shape);
   if (!found) return {};
+  // Results of a position; more are strides beyond any use.
+  if (synthesis && int64_t{found->stride_height} * found->stride_width > (1 << 24) / phase_results(*found)) return {};
   const Lattice lattice = synthesis ? synthesis_lattice(*found) : analysis_lattice(*found);
   const int bytes = static_cast<int>(element);
   const DirectPlan best = plan_direct(lattice, bytes, tensor_cores);

@@ -1,8 +1,8 @@
 // Products of 16 x 16 tiles by one warp, from shared memory, summed in float32.
 //
 // multiply: sums += A B with A (16 x depth) stored by rows and B (depth x 16) by columns; multiply_outer: A by
-// columns and B by rows. `depth` is a multiple of 16; leading dimensions are multiples of 8 elements and tiles
-// begin on 32 bytes, as wmma asks.
+// columns and B by rows. `depth` is a multiple of kDepth; on tensor cores leading dimensions are whole 16 bytes and
+// tiles begin on 32, as wmma asks.
 
 #pragma once
 

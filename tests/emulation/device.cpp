@@ -3,7 +3,12 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 
-#ifndef CSC_SANITIZED  // There is nobody to tell that a fiber goes on.
+#ifdef CSC_SANITIZED  // What the kernels are compiled with; the emulation itself is not.
+#define POISON __asan_poison_memory_region
+#define UNPOISON __asan_unpoison_memory_region
+#else
+#define POISON(...)
+#define UNPOISON(...)
 #define __sanitizer_start_switch_fiber(...)
 #define __sanitizer_finish_switch_fiber(...)
 #endif
@@ -252,8 +257,8 @@ void run(dim3 grid, int threads_of_block, int shared_bytes, const std::function<
   if (shared_bytes > device.shared_limit)
     fail("a launch asks for " + std::to_string(shared_bytes) + " bytes of shared memory");
   shared_used = shared_bytes;
-  ASAN_UNPOISON_MEMORY_REGION(shared_memory, kMostShared);
-  ASAN_POISON_MEMORY_REGION(shared_memory + (shared_bytes + 7) / 8 * 8, kMostShared - (shared_bytes + 7) / 8 * 8);
+  UNPOISON(shared_memory, kMostShared);
+  POISON(shared_memory + (shared_bytes + 7) / 8 * 8, kMostShared - (shared_bytes + 7) / 8 * 8);
   grid_size = grid;
   block_size = dim3(threads_of_block);
   kernel_of_launch = &kernel;
