@@ -25,6 +25,7 @@ from torch import Tensor
 
 import csc_kernels as csc
 from csc_kernels import reference
+from csc_kernels.cuda import LONGEST
 from csc_kernels.cuda.plan import direct
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -362,6 +363,9 @@ def test_kernels_of_up_to_900_columns_have_a_plan(dtype: torch.dtype, stride: in
 
 def test_what_has_no_plan_is_declined_with_the_reason() -> None:
     one = torch.ones(1, 1, 1, 1)
+    longest = torch.empty(1, 1, 1, LONGEST - 1, device="meta")
+    for synthesis in (False, True):
+        assert direct(synthesis, longest, longest, one, (1, 1), (0, 0, 0, 0), False)
     line = one.expand(1, 1, 1, 2**25)
     with pytest.raises(RuntimeError, match="dimensions below 33554431"):
         csc.residual(line, line, one)

@@ -55,6 +55,16 @@ class Stem(NamedTuple):
     padding: int
     n_iter: int
 
+    @property
+    def codes(self) -> tuple[int, int]:
+        """H' and W'."""
+        return code_size(self.x[2:], (self.kernel,) * 2, (self.stride,) * 2, (self.padding,) * 4)
+
+    @property
+    def z(self) -> tuple[int, int, int, int]:
+        """The shape of the code."""
+        return (self.x[0], self.atoms, *self.codes)
+
 
 STEMS = {
     "CIFAR stem": Stem((64, 3, 32, 32), 64, 3, 1, 1, 2),
@@ -158,9 +168,8 @@ def direct_plan_of(layer: Stem, synthesis: bool, dtype: str) -> tuple[int, ...]:
 
 
 def _sizes(layer: Stem) -> tuple[int, ...]:
-    size = code_size(layer.x[2:], (layer.kernel,) * 2, (layer.stride,) * 2, (layer.padding,) * 4)
     square = (layer.kernel, layer.kernel, layer.stride, layer.stride, layer.padding, layer.padding)
-    return (*layer.x, layer.atoms, *size, *square)
+    return (*layer.x, layer.atoms, *layer.codes, *square)
 
 
 def shared_bytes_of(op: str, dtype: str, architecture: Architecture) -> Iterator[tuple[str, int]]:

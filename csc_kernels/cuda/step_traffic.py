@@ -11,11 +11,11 @@ block, from the caches but for the first time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..geometry import code_size
 from .resources import Stem, direct_plan_of
 
 # implicit_product.cuh: a block's tile of results, and the depth that passes through shared memory at a time.
@@ -52,13 +52,12 @@ class Sizes:
 
 def sizes(layer: Stem) -> Sizes:
     batch, channels, *size = layer.x
-    positions = code_size(size, (layer.kernel,) * 2, (layer.stride,) * 2, (layer.padding,) * 4)
     meetings = [
         sum(0 <= i * layer.stride - layer.padding + tap < side for i in range(count) for tap in range(layer.kernel))
-        for side, count in zip(size, positions)
+        for side, count in zip(size, layer.codes)
     ]
     return Sizes(
-        batch * size[0] * size[1], channels, batch * positions[0] * positions[1], layer.atoms, layer.kernel**2,
+        batch * size[0] * size[1], channels, batch * math.prod(layer.codes), layer.atoms, layer.kernel**2,
         batch * meetings[0] * meetings[1],
     )  # fmt: skip
 
@@ -112,10 +111,9 @@ class Direct(NamedTuple):
         _, channels, *size = layer.x
         stride, shift = layer.stride, layer.padding // layer.stride
         taps = -(-layer.kernel // stride)
-        codes = code_size(size, (layer.kernel,) * 2, (stride,) * 2, (layer.padding,) * 4)
         rows, columns = (
             Axis((s - 1 + layer.padding) // stride - shift + 1, taps, 1, c, taps - 1 - shift)
-            for s, c in zip(size, codes)
+            for s, c in zip(size, layer.codes)
         )
         if layer.kernel % stride:  # Each of the pixels that share a position has its own taps and 16 results.
             padded = -(-channels // 16) * 16
@@ -126,8 +124,7 @@ class Direct(NamedTuple):
     @classmethod
     def analysis(cls, layer: Stem) -> Direct:
         _, channels, *size = layer.x
-        codes = code_size(size, (layer.kernel,) * 2, (layer.stride,) * 2, (layer.padding,) * 4)
-        rows, columns = (Axis(c, layer.kernel, layer.stride, s, layer.padding) for s, c in zip(size, codes))
+        rows, columns = (Axis(c, layer.kernel, layer.stride, s, layer.padding) for s, c in zip(size, layer.codes))
         return cls((rows, columns), channels, layer.atoms, -(-layer.atoms // 16) * layer.kernel**2)
 
     def counts(self, layer: Stem, element: int, plan: tuple[int, ...]) -> tuple[int, int, int]:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 
-from ..geometry import code_size
 from ..resources import ARCHITECTURES
 from ..traffic import DTYPES, GPUS, Row, row
 from ..traffic import Solve as Tensors
@@ -96,7 +95,7 @@ class Solve:
     def __init__(self, stem: Stem, plan: list[int], element: int, halo: int) -> None:
         self.stem, self.element, self.halo = stem, element, halo
         self.batch, self.channels, *self.size = stem.x
-        self.codes = code_size(self.size, (stem.kernel,) * 2, (stem.stride,) * 2, (stem.padding,) * 4)
+        self.codes = stem.codes
         self.rows, self.columns = (
             Axis(s, c, stem.kernel, stem.stride, stem.padding, t)
             for s, c, t in zip(self.size, self.codes, plan[:2])
@@ -238,11 +237,10 @@ def _step_by_step(layer: Stem, element: int) -> list[tuple[int, int]]:
 def predictions() -> Iterator[Row]:
     """The rows of the table of predicted times; a solve of which no tile fits goes step by step."""
     for case, stem in (STEMS | {"wide": LAYERS["wide"]}).items():
-        size = code_size(stem.x[2:], (stem.kernel,) * 2, (stem.stride,) * 2, (stem.padding,) * 4)
         for dtype, kind in DTYPES.items():
             x, z, dictionary = (
                 torch.empty(shape, dtype=kind, device="meta")
-                for shape in (stem.x, (stem.x[0], stem.atoms, *size), (stem.atoms, stem.x[1], *(stem.kernel,) * 2))
+                for shape in (stem.x, stem.z, (stem.atoms, stem.x[1], *(stem.kernel,) * 2))
             )
             pad, stride = stem.padding, stem.stride
             solve = Tensors(x, z, dictionary, (stride, stride), (pad, pad, pad, pad))
