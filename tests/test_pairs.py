@@ -37,6 +37,18 @@ def test_every_kernel_obeys_the_rule(backend: str, height: int, stride: int, col
             assert_error(one.solve(), ways(Problem.plain, one), one.to(torch.float64).plain())
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("height", (1, 3))  # One by one, and two by two.
+def test_codes_written_around_the_caches_have_the_same_bits(backend: str, height: int, isa: str) -> None:
+    with native.use_isa(isa):
+        x, dictionary = torch.rand(32, 2, 30, 48), 0.2 * torch.randn(50, 2, height, 3)
+        options = {"n_iter": 2, "padding": (height // 2, 1), "step_size": 0.05}
+        whole = csc.fista(x, dictionary, 0.02, **options)
+        assert whole.nbytes > 8 << 20
+        parts = [csc.fista(part, dictionary, 0.02, **options) for part in x.split(5)]
+    assert torch.equal(whole, torch.cat(parts))
+
+
 @pytest.mark.parametrize("momentum", ("fista", "none", "sdnet"))
 @pytest.mark.parametrize("height, stride", TALL)
 def test_gradients_of_every_kernel_obey_the_rule(backend: str, height: int, stride: int, momentum: str) -> None:

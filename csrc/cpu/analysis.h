@@ -5,16 +5,24 @@ struct CodePosition {
   int row, column, lanes;
 };
 
+// Sums begin with minus the threshold, where that is all that the shrinkage takes.
+static inline bool starts_below(const AnalysisEpilogue& e) { return e.shrink == Shrink::positive && !e.threshold_map; }
+
 // The epilogue of one vector of atom k.
 static inline Vec next_code(const AnalysisEpilogue& e, Vec value, int k, const CodePosition& at) {
   if (e.base) value += load(e.base.row(at.row) + k * e.base.channel_stride + at.column);
   if (e.shrink == Shrink::none) return value;
-  const Vec threshold =
-      e.threshold_map
-          ? load_partial(e.threshold_map.row(at.row) + k * e.threshold_map.channel_stride + at.column, at.lanes)
-          : splat(e.threshold[k]);
-  Vec shrunk = positive_part(value - threshold);
-  if (e.shrink == Shrink::both) shrunk -= positive_part(-value - threshold);
+  Vec shrunk;
+  if (starts_below(e)) {
+    shrunk = positive_part(value);
+  } else {
+    const Vec threshold =
+        e.threshold_map
+            ? load_partial(e.threshold_map.row(at.row) + k * e.threshold_map.channel_stride + at.column, at.lanes)
+            : splat(e.threshold[k]);
+    shrunk = positive_part(value - threshold);
+    if (e.shrink == Shrink::both) shrunk -= positive_part(-value - threshold);
+  }
   if (!e.divide) return shrunk;
   const Vec divisor =
       e.divisor_map ? load_partial(e.divisor_map.row(at.row) + k * e.divisor_map.channel_stride + at.column, at.lanes)
@@ -23,8 +31,8 @@ static inline Vec next_code(const AnalysisEpilogue& e, Vec value, int k, const C
 }
 
 // Any epilogue, from sums in memory.
-static void finish_codes(const AnalysisEpilogue& e, const CodePosition* at, int vectors, int atom, int atoms,
-                         const Vec* sums) {
+static __attribute__((noinline)) void finish_codes(const AnalysisEpilogue& e, const CodePosition* at, int vectors,
+                                                   int atom, int atoms, const Vec* sums) {
   for (int v = 0; v < vectors; ++v) {
     const CodePosition position = at[v];
     float* code = e.code.row(position.row) + position.column;
@@ -41,64 +49,76 @@ static void finish_codes(const AnalysisEpilogue& e, const CodePosition* at, int 
   }
 }
 
-// The usual one, max(base + sum - threshold, 0) on whole vectors.
-static inline bool is_usual(const AnalysisEpilogue& e) {
-  return e.shrink == Shrink::positive && !e.divide && !e.threshold_map && !e.point;
-}
+// max(base + sum, 0) of a sum that starts below.
+static inline bool is_usual(const AnalysisEpilogue& e) { return starts_below(e) && !e.divide && !e.point; }
 
-template <int A, int V, bool Stream>
-static inline void finish_usual(const AnalysisEpilogue& e, const CodePosition* at, int atom, Vec (&sums)[A][V]) {
-  // Copies: the stores below cannot alias them.
-  const int64_t code_stride = e.code.channel_stride, base_stride = e.base.channel_stride;
-  const float* const threshold = e.threshold + atom;
-  float* codes[V];
+// Where the first of some atoms' V vectors lie.
+template <int V>
+struct Rows {
+  float* code[V];
+  const float* base[V];
+  int64_t code_stride, base_stride;  // From atom to atom.
+};
+
+// The usual epilogue on whole vectors; add: there is a base.
+template <int A, int V>
+static inline void finish_rows(const Rows<V>& rows, bool add, Vec (&sums)[A][V]) {
+  if (add) {
 #pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) {
-    codes[v] = e.code.row(at[v].row) + at[v].column + atom * code_stride;
-    if (!e.base) continue;
-    const float* base = e.base.row(at[v].row) + at[v].column + atom * base_stride;
+    for (int v = 0; v < V; ++v)
 #pragma GCC unroll 8
-    for (int a = 0; a < A; ++a, base += base_stride) sums[a][v] += load(base);
+      for (int a = 0; a < A; ++a) sums[a][v] += load(rows.base[v] + a * rows.base_stride);
   }
-#pragma GCC unroll 8
-  for (int a = 0; a < A; ++a) {
-    const Vec low = splat(threshold[a]);
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sums[a][v] = positive_part(sums[a][v] - low);
-  }
-  // Neighbours one after the other: a line written around the caches must be whole at once.
 #pragma GCC unroll 8
   for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      if (Stream)
-        stream(codes[v], sums[a][v]);
-      else
-        store(codes[v], sums[a][v]);
-      codes[v] += code_stride;
-    }
+    for (int v = 0; v < V; ++v) store(rows.code[v] + a * rows.code_stride, positive_part(sums[a][v]));
 }
 
+// Any epilogue, `below` rows below the positions.
 template <int A, int V>
-static inline void finish(const AnalysisEpilogue& e, const CodePosition* at, int atom, Vec (&sums)[A][V]) {
-  bool usual = is_usual(e);
-  for (int v = 0; v < V; ++v) usual = usual && at[v].lanes == kLanes;
-  if (usual && e.stream) return finish_usual<A, V, true>(e, at, atom, sums);
-  if (usual) return finish_usual<A, V, false>(e, at, atom, sums);
+static inline void finish_any(const AnalysisEpilogue& e, const CodePosition* at, int below, int atom,
+                              const Vec (&sums)[A][V]) {
+  CodePosition positions[V];
+  for (int v = 0; v < V; ++v) positions[v] = {at[v].row + below, at[v].column, at[v].lanes};
   Vec stored[A][V];  // A copy: an array whose address is taken does not live in registers.
 #pragma GCC unroll 8
   for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) stored[a][v] = sums[a][v];
-  finish_codes(e, at, V, atom, A, &stored[0][0]);
+  finish_codes(e, positions, V, atom, A, &stored[0][0]);
 }
+
+template <int A, int V>
+static inline void finish(const AnalysisEpilogue& e, const CodePosition* at, int atom, Vec (&sums)[A][V]) {
+  bool usual = is_usual(e);
+  Rows<V> rows;
+  rows.code_stride = e.code.channel_stride;
+  rows.base_stride = e.base.channel_stride;
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) {
+    usual = usual && at[v].lanes == kLanes;
+    rows.code[v] = e.code.row(at[v].row) + at[v].column + atom * rows.code_stride;
+    rows.base[v] = e.base ? e.base.row(at[v].row) + at[v].column + atom * rows.base_stride : nullptr;
+  }
+  if (usual)
+    finish_rows<A, V>(rows, static_cast<bool>(e.base), sums);
+  else
+    finish_any<A, V>(e, at, 0, atom, sums);
+}
+
+// The taps of one kernel row, see PackedDictionary.
+struct Taps {
+  int count;
+  const int* offsets;
+};
 
 // sums[a][v] += weights[a] * the pixels of vector v, over the taps of one row.
 template <int A, int V>
-static inline void add_products(const PackedDictionary& d, const float* const (&pixels)[V], const float*& weights,
+static inline void add_products(const Taps& taps, const float* const (&pixels)[V], const float*& weights,
                                 Vec (&sums)[A][V]) {
-  for (int t = 0; t < d.row_taps; ++t, weights += A) {
-    const int offset = d.offsets[t];
+  for (int t = 0; t < taps.count; ++t, weights += A) {
+    const int offset = taps.offsets[t];
     Vec x[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) x[v] = load(pixels[v] + offset);
@@ -119,12 +139,23 @@ static inline void clear(Vec (&sums)[A][V]) {
     for (int v = 0; v < V; ++v) sums[a][v] = Vec{};
 }
 
+template <int A, int V>
+static inline void start(const AnalysisEpilogue& e, int atom, Vec (&sums)[A][V]) {
+  clear(sums);
+  if (!starts_below(e)) return;
+#pragma GCC unroll 8
+  for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sums[a][v] = splat(-e.threshold[atom + a]);
+}
+
 // A atoms x V vectors in registers; the sum runs over kernel rows, then channels, then columns.
 template <int A, int V>
 static void analysis_registers(const AnalysisBlock& b, const CodePosition* at, int atom, const float* weights) {
   const Shape& s = b.shape;
+  const Taps taps{b.dictionary.row_taps, b.dictionary.offsets};
   Vec sums[A][V];
-  clear(sums);
+  start(b.epilogue, atom, sums);
   for (int dy = 0; dy < s.kernel_height; ++dy) {
     const float* pixels[V];
 #pragma GCC unroll 8
@@ -132,7 +163,7 @@ static void analysis_registers(const AnalysisBlock& b, const CodePosition* at, i
       const int h = at[v].row * s.stride_height + dy - s.top;
       pixels[v] = (h >= 0 && h < s.height ? b.image.row(h) : b.zeros) + at[v].column;
     }
-    add_products<A, V>(b.dictionary, pixels, weights, sums);
+    add_products<A, V>(taps, pixels, weights, sums);
   }
   finish<A, V>(b.epilogue, at, atom, sums);
 }

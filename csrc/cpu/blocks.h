@@ -62,7 +62,6 @@ struct AnalysisEpilogue {
   const float* divisor = nullptr;
   Plane threshold_map, divisor_map;
   Plane code;
-  bool stream = false;  // The codes' rows are aligned to vectors, and too many to stay in a cache.
   float beta = 0;
   Plane previous, point;
 };
@@ -148,6 +147,7 @@ struct Kernels {
   void (*support)(const SupportBlock&, int begin, int end);
   void (*combine)(const Plane& to, float scale, const Plane& from, const Shape&, int begin, int end);
   void (*read_codes)(const Strided& from, const Plane& to, const Shape&, int begin, int end);
+  void (*stream_codes)(const Plane& from, const Plane& to, const Shape&, int begin, int end);
   void (*write_codes)(const Plane& from, const Strided& to, const Shape&, int begin, int end);
   const Winograd* winograd;
 };

@@ -105,6 +105,19 @@ static void read_codes(const Strided& from, const Plane& to, const Shape& s, int
   }
 }
 
+// Whole rows around the caches, those of one atom after each other: many lines in a row, each whole at once, go as fast
+// as memory takes them. Rows of `to` are whole and aligned vectors.
+static void stream_codes(const Plane& from, const Plane& to, const Shape& s, int begin, int end) {
+  for (int k = 0; k < s.atoms; ++k) {
+    for (int row = begin; row < end; ++row) {
+      const float* source = from.row(row) + k * from.channel_stride;
+      float* target = to.row(row) + k * to.channel_stride;
+      for (int column = 0; column < s.code_width; column += kLanes) stream(target + column, load(source + column));
+    }
+  }
+  streamed();
+}
+
 static void write_codes(const Plane& from, const Strided& to, const Shape& s, int begin, int end) {
   for (int row = begin; row < end; ++row) {
     const float* source = from.row(row);

@@ -3,6 +3,8 @@
 // An image is split into bands, whose borders are computed by both sides, only where there are fewer images than
 // threads.
 
+#include <atomic>
+
 #include "iterates.h"
 
 namespace csc {
@@ -26,7 +28,7 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   const Solve solve{s, widths, pack, options, kernels, z0.has_value(), mask.has_value()};
   const int n_iter = options.n_iter();
   const bool direct = has_rows(sample(z, 0), s.code_width);
-  const bool stream = direct && is_aligned(z, kernels.lanes) &&
+  const bool stream = direct && is_aligned(z, kernels.lanes) && s.code_width % kernels.lanes == 0 &&
                       int64_t{4} * s.batch * s.atoms * s.code_height * s.code_width > kStreamedBytes;
 
   // As many bands as give every thread work, none of fewer rows than its borders.
@@ -35,11 +37,14 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   const int bands = std::clamp(s.batch >= 2 * threads ? 1 : (2 * threads + s.batch - 1) / s.batch, 1, most);
   const int64_t pieces = static_cast<int64_t>(s.batch) * bands;
   const int64_t tasks = std::min<int64_t>(pieces, threads);
-  parallel_tasks(tasks, [&](int64_t task) {
+  // Taken one by one: processors are not equally fast, shared ones least of all.
+  std::atomic<int64_t> next_piece = 0;
+  parallel_tasks(tasks, [&](int64_t) {
     Pool pool(s, widths);
     // Ahead by the reach of a gradient step, of which the first block of a band sees both sides.
     Iterates iterates(solve, pool, kBlockRows, direct ? n_iter - 1 : n_iter, [&](int) { return 2 * s.reach_height(); });
-    for (int64_t piece = pieces * task / tasks; piece < pieces * (task + 1) / tasks; ++piece) {
+    const Plane staged = stream ? pool.codes(kBlockRows) : Plane{};
+    for (int64_t piece; (piece = next_piece.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
       const int64_t n = piece / bands;
       const int band = static_cast<int>(piece % bands);
       const int begin = whole_pairs(s, s.code_height * band / bands);
@@ -48,11 +53,14 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
       iterates.start(sample(x, n), z0 ? sample(*z0, n) : Strided{}, mask ? sample(*mask, n) : Strided{}, thresholds,
                      divisors, begin);
       const Strided to = sample(z, n);
-      if (direct) iterates.write_last_to(tensor_plane(to), stream);
+      if (direct) iterates.write_last_to(stream ? staged : tensor_plane(to));
       for (int row = begin; row < end; row += kBlockRows) {
         const int next = std::min(row + kBlockRows, end);
         iterates.advance_codes(n_iter, next);
-        if (!direct) kernels.write_codes(iterates.code(n_iter), to, s, row, next);
+        if (stream)
+          kernels.stream_codes(staged, tensor_plane(to), s, row, next);
+        else if (!direct)
+          kernels.write_codes(iterates.code(n_iter), to, s, row, next);
       }
     }
   });

@@ -123,11 +123,8 @@ class Iterates {
   const float* zeros() const { return zeros_; }
   float* combined() const { return combined_; }
 
-  // Where the last iterate goes: the rows of a tensor, written around the caches when `stream`.
-  void write_last_to(const Plane& code, bool stream) {
-    iterations_.back().code = iterations_.back().point = code;
-    stream_ = stream;
-  }
+  // Where the last iterate goes, a block at a time.
+  void write_last_to(const Plane& code) { iterations_.back().code = iterations_.back().point = code; }
 
  private:
   // One iteration's rows: z_k, the point y_k extrapolated from it, and the residual that it started from.
@@ -152,7 +149,6 @@ class Iterates {
     e.divisor = divisor_->values;
     e.divisor_map = divisor_->map;
     e.code = it.code;
-    e.stream = stream_ && k == solve_.options.n_iter();
     if (it.point.base != it.code.base) {
       e.beta = static_cast<float>(solve_.options.weights[k - 1]);
       e.previous = before.code;
@@ -171,7 +167,6 @@ class Iterates {
   Strided z0_;
   const Penalty* threshold_ = nullptr;
   const Penalty* divisor_ = nullptr;
-  bool stream_ = false;
 };
 
 }  // namespace csc

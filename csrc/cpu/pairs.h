@@ -14,6 +14,9 @@
 // What sees NaN or infinity is computed row by row: differences would spread them. So are numbers that a sum of a few
 // products could take beyond the largest.
 
+// Combined rows that stay in the first-level cache while the atoms pass over them.
+constexpr int64_t kHotBytes = 16 << 10;
+
 // What is multiplied by this much and still finite can be summed.
 constexpr float kHeadroom = 8;
 
@@ -38,69 +41,95 @@ static inline bool combine_rows(const Block& b, int row, float* to) {
   return sum(check) == 0;
 }
 
-// Adds the products of `rows` combined rows.
+// Vectors of the first row of a pair: where the codes go, and the combined rows at its column.
+struct PairPositions {
+  static constexpr int kMost = 64;
+  CodePosition at[kMost];
+  float* code[kMost];
+  const float *base[kMost], *rows[kMost];
+  int count = 0;
+};
+
+// Adds the products of `rows` combined rows, `stride` apart.
 template <int A, int V>
-static inline void add_rows(const AnalysisBlock& b, const float* (&pixels)[V], int rows, const float*& weights,
-                            Vec (&sums)[A][V]) {
+static inline void add_rows(const Taps& taps, int64_t stride, const float* (&pixels)[V], int rows,
+                            const float*& weights, Vec (&sums)[A][V]) {
   for (int i = 0; i < rows; ++i) {
-    add_products<A, V>(b.dictionary, pixels, weights, sums);
+    add_products<A, V>(taps, pixels, weights, sums);
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) pixels[v] += b.image.row_stride;
+    for (int v = 0; v < V; ++v) pixels[v] += stride;
   }
 }
 
-// A vector of each row of a pair: where the codes go, and the combined rows at its column.
-struct PairPositions {
-  static constexpr int kMost = 64;
-  CodePosition first[kMost], second[kMost];
-  const float* rows[kMost];
-  int count = 0;
-  alignas(kLanes * 4) float waiting[kAtoms * kVectors * kLanes];  // Sums of the second row.
-};
-
-// A atoms x V vectors of both rows. The second row's wait in memory for their last products.
+// A atoms x V vectors of both rows at a time. The second row's wait in memory for their last products.
 template <int A, int V>
-static void pair_registers(const AnalysisBlock& b, PairPositions& at, int from, int atom, const float* weights) {
-  const PairedTaps& pairs = b.dictionary.pairs;
-  const float* pixels[V];
-#pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) pixels[v] = at.rows[from + v];
-  float* const waiting = at.waiting;
-  Vec sums[A][V];
-  clear(sums);
-  add_rows<A, V>(b, pixels, pairs.differences, weights, sums);
-#pragma GCC unroll 8
-  for (int a = 0; a < A; ++a)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) store(waiting + (a * V + v) * kLanes, sums[a][v] + sums[a][v]);
-  add_rows<A, V>(b, pixels, pairs.sums, weights, sums);
-#pragma GCC unroll 8
-  for (int a = 0; a < A; ++a)
+static void pair_positions(const AnalysisBlock& b, const PairPositions& positions, int from, int atom,
+                           const float* const weights) {
+  // Copies: the stores below cannot alias them.
+  const AnalysisEpilogue& e = b.epilogue;
+  const PairedTaps pairs = b.dictionary.pairs;
+  const Taps taps{b.dictionary.row_taps, b.dictionary.offsets};
+  const int64_t stride = b.image.row_stride, code_row = e.code.row_stride, base_row = e.base.row_stride;
+  const bool usual = is_usual(e), add = static_cast<bool>(e.base);
+  alignas(kLanes * 4) float waiting[A * V * kLanes];
+  Rows<V> rows;
+  rows.code_stride = e.code.channel_stride;
+  rows.base_stride = e.base.channel_stride;
+  for (; from + V <= positions.count; from += V) {
+    const float *pixels[V], *w = weights;
+    bool whole = usual;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      float* second = waiting + (a * V + v) * kLanes;
-      store(second, sums[a][v] - load(second));
+      pixels[v] = positions.rows[from + v];
+      rows.code[v] = positions.code[from + v] + atom * rows.code_stride;
+      rows.base[v] = positions.base[from + v] + atom * rows.base_stride;
+      whole = whole && positions.at[from + v].lanes == kLanes;
     }
-  add_rows<A, V>(b, pixels, pairs.upper, weights, sums);
-  finish<A, V>(b.epilogue, at.first + from, atom, sums);
+    Vec sums[A][V];
+    clear(sums);
+    add_rows<A, V>(taps, stride, pixels, pairs.differences, w, sums);
 #pragma GCC unroll 8
-  for (int a = 0; a < A; ++a)
+    for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sums[a][v] = load(waiting + (a * V + v) * kLanes);
-  add_rows<A, V>(b, pixels, pairs.lower, weights, sums);
-  finish<A, V>(b.epilogue, at.second + from, atom, sums);
-}
-
-template <int A, int V>
-static void pair_positions(const AnalysisBlock& b, PairPositions& at, int from, int atom, const float* weights) {
-  for (; from + V <= at.count; from += V) pair_registers<A, V>(b, at, from, atom, weights);
+      for (int v = 0; v < V; ++v) store(waiting + (a * V + v) * kLanes, sums[a][v]);
+    start(e, atom, sums);
+    add_rows<A, V>(taps, stride, pixels, pairs.sums, w, sums);
+#pragma GCC unroll 8
+    for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        float* second = waiting + (a * V + v) * kLanes;
+        const Vec difference = load(second);
+        store(second, sums[a][v] - difference);
+        sums[a][v] += difference;
+      }
+    add_rows<A, V>(taps, stride, pixels, pairs.upper, w, sums);
+    if (whole)
+      finish_rows<A, V>(rows, add, sums);
+    else
+      finish_any<A, V>(e, positions.at + from, 0, atom, sums);
+#pragma GCC unroll 8
+    for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sums[a][v] = load(waiting + (a * V + v) * kLanes);
+    add_rows<A, V>(taps, stride, pixels, pairs.lower, w, sums);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      rows.code[v] += code_row;
+      rows.base[v] += base_row;
+    }
+    if (whole)
+      finish_rows<A, V>(rows, add, sums);
+    else
+      finish_any<A, V>(e, positions.at + from, 1, atom, sums);
+  }
   if constexpr (V > 1) {
-    if (from < at.count) pair_positions<A, smaller(V - 1)>(b, at, from, atom, weights);
+    if (from < positions.count) pair_positions<A, smaller(V - 1)>(b, positions, from, atom, weights);
   }
 }
 
 template <int A>
-static void pair_atoms(const AnalysisBlock& b, PairPositions& at, int atom, const float* weights) {
+static void pair_atoms(const AnalysisBlock& b, const PairPositions& at, int atom, const float* weights) {
   const int per_atom = b.dictionary.row_taps * b.dictionary.pairs.rows();
   for (; atom + A <= b.shape.atoms; atom += A, weights += A * per_atom)
     pair_positions<A, kVectors>(b, at, 0, atom, weights);
@@ -113,11 +142,13 @@ static void pair_atoms(const AnalysisBlock& b, PairPositions& at, int atom, cons
 static void analysis(const AnalysisBlock& b, int begin, int end) {
   if (!b.combined) {
     analysis_rows(b, begin, end);
-    if (b.epilogue.stream) streamed();
     return;
   }
   const PairedTaps& pairs = b.dictionary.pairs;
   const int64_t size = pairs.rows() * b.image.row_stride;
+  const int64_t bytes = int64_t{4} * kLanes * pairs.rows() * b.shape.channels * b.shape.stride_width;
+  const int64_t hot = kHotBytes / bytes / kVectors * kVectors;
+  const int64_t most = hot < kVectors ? kVectors : hot < PairPositions::kMost ? hot : PairPositions::kMost;
   PairPositions at;
   const auto flush = [&] {
     if (at.count) pair_atoms<kAtoms>(b, at, 0, pairs.weights);
@@ -131,10 +162,11 @@ static void analysis(const AnalysisBlock& b, int begin, int end) {
     }
     for (int column = 0; column < b.shape.code_width; column += kLanes) {
       const int left = b.shape.code_width - column, lanes = left < kLanes ? left : kLanes;
-      at.first[at.count] = {row, column, lanes};
-      at.second[at.count] = {row + 1, column, lanes};
+      at.at[at.count] = {row, column, lanes};
+      at.code[at.count] = b.epilogue.code.row(row) + column;
+      at.base[at.count] = b.epilogue.base ? b.epilogue.base.row(row) + column : nullptr;
       at.rows[at.count++] = rows + column;
-      if (at.count == PairPositions::kMost) flush();
+      if (at.count == most) flush();
     }
     if (++found == kPairsAtATime) {
       flush();
@@ -142,5 +174,4 @@ static void analysis(const AnalysisBlock& b, int begin, int end) {
     }
   }
   flush();
-  if (b.epilogue.stream) streamed();
 }
