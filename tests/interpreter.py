@@ -63,8 +63,8 @@ def quicken() -> None:
     """Spare the interpreter two thirds of its time, none of which is the kernels' own arithmetic.
 
     It patches triton.language again at every call of a device function, although the launch has done so, makes a
-    table of dtypes, the type and the shape of the result at every operation, and looks for an integer's overflow
-    with five more operations.
+    table of dtypes, the type and the shape of the result at every operation, and computes with five more operations
+    whether an integer overflows, to ask only where it debugs. Here that is always asked, of numpy.
     """
     from triton import language as tl
     from triton.runtime import interpreter

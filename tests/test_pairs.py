@@ -49,6 +49,31 @@ def test_codes_written_around_the_caches_have_the_same_bits(backend: str, height
     assert torch.equal(whole, torch.cat(parts))
 
 
+@pytest.mark.parametrize("nonneg, mu", ((True, 0.0), (False, 0.1)))
+def test_bands_written_around_the_caches_have_the_same_bits(backend: str, nonneg: bool, mu: float) -> None:
+    x, dictionary = torch.rand(1, 2, 165, 256), 0.2 * torch.randn(50, 2, 3, 3)
+    options = {"lmbda": 0.02, "mu": mu, "nonneg": nonneg, "n_iter": 2, "padding": 1, "step_size": 0.05}
+    z, other = (csc.fista(t, dictionary, **options) for t in (x, x.to(memory_format=torch.channels_last)))
+    assert z.nbytes > 8 << 20 and not other.is_contiguous()  # Channels last is written through them.
+    assert torch.equal(z, other)
+
+
+def test_products_far_below_the_threshold_are_not_rounded_as_it_is(backend: str) -> None:
+    # Codes and atoms of which A z is exactly zero, so that the residual is the small x.
+    half = torch.randint(1, 5, (8, 3, 3, 3)) / 4
+    dictionary, z0 = torch.cat([half, -half]), torch.full((1, 16, 12, 16), 100.5)
+    x = 2e-6 * torch.rand(1, 3, 12, 16)
+
+    def solve(dtype: torch.dtype) -> torch.Tensor:
+        options = {"n_iter": 1, "z0": z0.to(dtype), "step_size": 1.0, "padding": 1}
+        return csc.fista(x.to(dtype), dictionary.to(dtype), 100.0, **options)
+
+    found = solve(torch.float32)
+    with csc.use_backend("reference"):
+        exact, plain = solve(torch.float64), solve(torch.float32)
+    assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max()
+
+
 @pytest.mark.parametrize("momentum", ("fista", "none", "sdnet"))
 @pytest.mark.parametrize("height, stride", TALL)
 def test_gradients_of_every_kernel_obey_the_rule(backend: str, height: int, stride: int, momentum: str) -> None:

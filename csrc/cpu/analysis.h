@@ -5,8 +5,11 @@ struct CodePosition {
   int row, column, lanes;
 };
 
-// Sums begin with minus the threshold, where that is all that the shrinkage takes.
-static inline bool starts_below(const AnalysisEpilogue& e) { return e.shrink == Shrink::positive && !e.threshold_map; }
+// Sums begin with minus the threshold where they alone are compared with it: a code is then of the threshold's size or
+// zero. With a base it may be much larger than all of the products, and sums would be rounded as it is.
+static inline bool starts_below(const AnalysisEpilogue& e) {
+  return e.shrink == Shrink::positive && !e.threshold_map && !e.base;
+}
 
 // The epilogue of one vector of atom k.
 static inline Vec next_code(const AnalysisEpilogue& e, Vec value, int k, const CodePosition& at) {
@@ -49,14 +52,16 @@ static __attribute__((noinline)) void finish_codes(const AnalysisEpilogue& e, co
   }
 }
 
-// max(base + sum, 0) of a sum that starts below.
-static inline bool is_usual(const AnalysisEpilogue& e) { return starts_below(e) && !e.divide && !e.point; }
+// max(sum + base - threshold, 0).
+static inline bool is_usual(const AnalysisEpilogue& e) {
+  return e.shrink == Shrink::positive && !e.threshold_map && !e.divide && !e.point;
+}
 
-// Where the first of some atoms' V vectors lie.
+// Where the first of some atoms' V vectors lie, and the atoms' thresholds.
 template <int V>
 struct Rows {
   float* code[V];
-  const float* base[V];
+  const float *base[V], *threshold;
   int64_t code_stride, base_stride;  // From atom to atom.
 };
 
@@ -65,9 +70,11 @@ template <int A, int V>
 static inline void finish_rows(const Rows<V>& rows, bool add, Vec (&sums)[A][V]) {
   if (add) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v)
+    for (int a = 0; a < A; ++a) {
+      const Vec threshold = splat(rows.threshold[a]);
 #pragma GCC unroll 8
-      for (int a = 0; a < A; ++a) sums[a][v] += load(rows.base[v] + a * rows.base_stride);
+      for (int v = 0; v < V; ++v) sums[a][v] = sums[a][v] + load(rows.base[v] + a * rows.base_stride) - threshold;
+    }
   }
 #pragma GCC unroll 8
   for (int a = 0; a < A; ++a)
@@ -95,6 +102,7 @@ static inline void finish(const AnalysisEpilogue& e, const CodePosition* at, int
   Rows<V> rows;
   rows.code_stride = e.code.channel_stride;
   rows.base_stride = e.base.channel_stride;
+  rows.threshold = usual ? e.threshold + atom : nullptr;
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
     usual = usual && at[v].lanes == kLanes;
@@ -146,7 +154,7 @@ static inline void start(const AnalysisEpilogue& e, int atom, Vec (&sums)[A][V])
 #pragma GCC unroll 8
   for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sums[a][v] = splat(-e.threshold[atom + a]);
+    for (int v = 0; v < V; ++v) sums[a][v] = Vec{} - e.threshold[atom + a];
 }
 
 // A atoms x V vectors in registers; the sum runs over kernel rows, then channels, then columns.

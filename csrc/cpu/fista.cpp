@@ -12,8 +12,9 @@ namespace {
 
 constexpr int kBlockRows = 4;  // Rows of codes computed together.
 
-// Codes of more bytes than this are written around the caches: no second-level cache holds as many.
-constexpr int64_t kStreamedBytes = 8 << 20;
+// Codes of more bytes than this are written around the caches: no second-level cache holds as many, but should hold the
+// rows that wait to be written.
+constexpr int64_t kStreamedBytes = 8 << 20, kWaitingBytes = 256 << 10;
 
 void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> divisor, double step_size,
            std::optional<Tensor> z0, std::optional<Tensor> mask, std::vector<int64_t> stride, std::vector<int64_t> pads,
@@ -29,6 +30,7 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   const int n_iter = options.n_iter();
   const bool direct = has_rows(sample(z, 0), s.code_width);
   const bool stream = direct && is_aligned(z, kernels.lanes) && s.code_width % kernels.lanes == 0 &&
+                      int64_t{4} * kBlockRows * s.atoms * widths.code <= kWaitingBytes &&
                       int64_t{4} * s.batch * s.atoms * s.code_height * s.code_width > kStreamedBytes;
 
   // As many bands as give every thread work, none of fewer rows than its borders.

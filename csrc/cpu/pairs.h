@@ -65,8 +65,8 @@ static inline void add_rows(const Taps& taps, int64_t stride, const float* (&pix
 template <int A, int V>
 static void pair_positions(const AnalysisBlock& b, const PairPositions& positions, int from, int atom,
                            const float* const weights) {
-  // Copies: the stores below cannot alias them.
   const AnalysisEpilogue& e = b.epilogue;
+  // Copies: the stores below cannot alias them.
   const PairedTaps pairs = b.dictionary.pairs;
   const Taps taps{b.dictionary.row_taps, b.dictionary.offsets};
   const int64_t stride = b.image.row_stride, code_row = e.code.row_stride, base_row = e.base.row_stride;
@@ -75,6 +75,7 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
   Rows<V> rows;
   rows.code_stride = e.code.channel_stride;
   rows.base_stride = e.base.channel_stride;
+  rows.threshold = usual ? e.threshold + atom : nullptr;
   for (; from + V <= positions.count; from += V) {
     const float *pixels[V], *w = weights;
     bool whole = usual;
