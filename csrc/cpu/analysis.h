@@ -15,17 +15,13 @@ static inline bool starts_below(const AnalysisEpilogue& e) {
 static inline Vec next_code(const AnalysisEpilogue& e, Vec value, int k, const CodePosition& at) {
   if (e.base) value += load(e.base.row(at.row) + k * e.base.channel_stride + at.column);
   if (e.shrink == Shrink::none) return value;
-  Vec shrunk;
-  if (starts_below(e)) {
-    shrunk = positive_part(value);
-  } else {
-    const Vec threshold =
-        e.threshold_map
-            ? load_partial(e.threshold_map.row(at.row) + k * e.threshold_map.channel_stride + at.column, at.lanes)
-            : splat(e.threshold[k]);
-    shrunk = positive_part(value - threshold);
-    if (e.shrink == Shrink::both) shrunk -= positive_part(-value - threshold);
-  }
+  const Vec threshold =
+      starts_below(e) ? Vec{}
+      : e.threshold_map
+          ? load_partial(e.threshold_map.row(at.row) + k * e.threshold_map.channel_stride + at.column, at.lanes)
+          : splat(e.threshold[k]);
+  Vec shrunk = positive_part(value - threshold);
+  if (e.shrink == Shrink::both) shrunk -= positive_part(-value - threshold);
   if (!e.divide) return shrunk;
   const Vec divisor =
       e.divisor_map ? load_partial(e.divisor_map.row(at.row) + k * e.divisor_map.channel_stride + at.column, at.lanes)
