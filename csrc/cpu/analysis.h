@@ -29,11 +29,44 @@ static inline Vec next_code(const AnalysisEpilogue& e, Vec value, int k, const C
   return shrunk / divisor;
 }
 
+// Any epilogue of whole vectors, without maps and division. Copies: the stores cannot alias them.
+static inline void finish_whole(AnalysisEpilogue e, const CodePosition& at, int atom, int atoms, const Vec* sums,
+                                int step) {
+  const auto from = [&](const Plane& plane) {
+    return plane ? plane.row(at.row) + atom * plane.channel_stride + at.column : nullptr;
+  };
+  float *code = from(e.code), *point = from(e.point);
+  const float *base = from(e.base), *previous = from(e.previous), *threshold = e.threshold + atom;
+  const bool below = starts_below(e);
+  for (int a = 0; a < atoms; ++a, sums += step) {
+    Vec value = *sums;
+    if (base) {
+      value += load(base);
+      base += e.base.channel_stride;
+    }
+    if (e.shrink != Shrink::none) {
+      const Vec least = below ? Vec{} : splat(threshold[a]);
+      const Vec negative = e.shrink == Shrink::both ? positive_part(-value - least) : Vec{};
+      value = positive_part(value - least) - negative;
+    }
+    store(code, value);
+    code += e.code.channel_stride;
+    if (!point) continue;
+    store(point, value + e.beta * (value - load(previous)));
+    point += e.point.channel_stride;
+    previous += e.previous.channel_stride;
+  }
+}
+
 // Any epilogue, from sums in memory.
 static __attribute__((noinline)) void finish_codes(const AnalysisEpilogue& e, const CodePosition* at, int vectors,
                                                    int atom, int atoms, const Vec* sums) {
   for (int v = 0; v < vectors; ++v) {
     const CodePosition position = at[v];
+    if (position.lanes == kLanes && !e.threshold_map && !e.divide) {
+      finish_whole(e, position, atom, atoms, sums + v, vectors);
+      continue;
+    }
     float* code = e.code.row(position.row) + position.column;
     for (int a = 0; a < atoms; ++a) {
       const int k = atom + a;
@@ -48,12 +81,13 @@ static __attribute__((noinline)) void finish_codes(const AnalysisEpilogue& e, co
   }
 }
 
-// max(sum + base - threshold, 0).
+// max(sum + base - threshold, 0), or sum + base.
 static inline bool is_usual(const AnalysisEpilogue& e) {
-  return e.shrink == Shrink::positive && !e.threshold_map && !e.divide && !e.point;
+  if (e.threshold_map || e.divide || e.point) return false;
+  return e.shrink == Shrink::positive || (e.shrink == Shrink::none && e.base);
 }
 
-// Where the first of some atoms' V vectors lie, and the atoms' thresholds.
+// Where the first of some atoms' V vectors lie, and the atoms' thresholds: none where nothing is shrunk.
 template <int V>
 struct Rows {
   float* code[V];
@@ -64,6 +98,14 @@ struct Rows {
 // The usual epilogue on whole vectors; add: there is a base.
 template <int A, int V>
 static inline void finish_rows(const Rows<V>& rows, bool add, Vec (&sums)[A][V]) {
+  if (!rows.threshold) {
+#pragma GCC unroll 8
+    for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v)
+        store(rows.code[v] + a * rows.code_stride, sums[a][v] + load(rows.base[v] + a * rows.base_stride));
+    return;
+  }
   if (add) {
 #pragma GCC unroll 8
     for (int a = 0; a < A; ++a) {
@@ -98,7 +140,7 @@ static inline void finish(const AnalysisEpilogue& e, const CodePosition* at, int
   Rows<V> rows;
   rows.code_stride = e.code.channel_stride;
   rows.base_stride = e.base.channel_stride;
-  rows.threshold = usual ? e.threshold + atom : nullptr;
+  rows.threshold = e.threshold ? e.threshold + atom : nullptr;
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
     usual = usual && at[v].lanes == kLanes;

@@ -2,7 +2,7 @@
 //
 // Row by row, or two code rows at once: with the combined rows of the image of pairs.h and the codes c0, c1 of a pair,
 // the sums of (c0 - c1) * difference, (c0 + c1) * sum, c0 * upper and c1 * lower are the gradients of the weights
-// there, of which DictionaryPack::add_sums makes those of the taps.
+// there, of which DictionaryPack::gradient makes those of the taps.
 
 // What one line of products is made of: a row of the image, and a row of codes or two of them.
 struct Line {
@@ -36,19 +36,34 @@ static void correlation_registers(const CorrelationBlock& b, const Line* line, c
     const float* others = line->other + atom * channel_stride;
     const float* pixels = line->pixels;
     for (int column = 0; column < columns; column += kLanes, codes += kLanes, others += kLanes, pixels += kLanes) {
-      Vec z[A];
+      const auto code = [&](int a) {
+        Vec z = load(codes + a * channel_stride);
+        if (Sign > 0) z += load(others + a * channel_stride);
+        if (Sign < 0) z -= load(others + a * channel_stride);
+        return z;
+      };
+      if constexpr (A > T) {
+        Vec x[T];
 #pragma GCC unroll 16
-      for (int a = 0; a < A; ++a) {
-        z[a] = load(codes + a * channel_stride);
-        if (Sign > 0) z[a] += load(others + a * channel_stride);
-        if (Sign < 0) z[a] -= load(others + a * channel_stride);
-      }
+        for (int t = 0; t < T; ++t) x[t] = load(pixels + offsets[t]);
 #pragma GCC unroll 16
-      for (int t = 0; t < T; ++t) {
-        Vec x = load(pixels + offsets[t]);
-        hold(x);
+        for (int a = 0; a < A; ++a) {
+          Vec z = code(a);
+          hold(z);
 #pragma GCC unroll 16
-        for (int a = 0; a < A; ++a) sums[a][t] += z[a] * x;
+          for (int t = 0; t < T; ++t) sums[a][t] += z * x[t];
+        }
+      } else {
+        Vec z[A];
+#pragma GCC unroll 16
+        for (int a = 0; a < A; ++a) z[a] = code(a);
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) {
+          Vec x = load(pixels + offsets[t]);
+          hold(x);
+#pragma GCC unroll 16
+          for (int a = 0; a < A; ++a) sums[a][t] += z[a] * x;
+        }
       }
     }
   }

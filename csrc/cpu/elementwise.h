@@ -1,16 +1,37 @@
 // Passes over codes: the support of a gradient, sums, and rows to and from tensors of any layout.
 
+// gradient = source where the code is not zero; ahead: vectors of both that are soon to be read.
+static inline void support_row(const float* source, const float* code, float* gradient, int width, int64_t source_ahead,
+                               int64_t code_ahead) {
+  const int whole = width / kLanes * kLanes;
+  for (int column = 0; column < whole; column += kLanes) {
+    prefetch(source + column + source_ahead);
+    prefetch(code + column + code_ahead);
+    store(gradient + column, load(code + column) != Vec{} ? load(source + column) : Vec{});
+  }
+  if (whole == width) return;
+  const Vec z = load_partial(code + whole, width - whole);
+  store_partial(gradient + whole, z != Vec{} ? load_partial(source + whole, width - whole) : Vec{}, width - whole);
+}
+
 static void support(const SupportBlock& block, int begin, int end) {
   const SupportBlock b = block;
   const int width = b.shape.code_width;
+  const bool plain = !b.divide && !b.divisor_map && !b.sums.sign;
   // Atoms outside: in a contiguous tensor the rows of one atom follow each other.
   for (int k = 0; k < b.shape.atoms; ++k) {
     const float divisor = b.divide && !b.divisor_map ? b.divisor[k] : 1;
+    // Rows of an atom are short and lie far from the next one's: the processor does not foresee where to read on.
+    const int later = k + 2 < b.shape.atoms ? 2 : 0;
     Vec signs = {}, values = {};
     for (int row = begin; row < end; ++row) {
       const float* source = b.source.row(row) + k * b.source.channel_stride;
       const float* code = b.code.row(row) + k * b.code.channel_stride;
       float* gradient = b.gradient.row(row) + k * b.gradient.channel_stride;
+      if (plain) {
+        support_row(source, code, gradient, width, later * b.source.channel_stride, later * b.code.channel_stride);
+        continue;
+      }
       const float* divisor_map = b.divisor_map ? b.divisor_map.row(row) + k * b.divisor_map.channel_stride : nullptr;
       for (int column = 0; column < width; column += kLanes) {
         const int left = width - column, lanes = left < kLanes ? left : kLanes;

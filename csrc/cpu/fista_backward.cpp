@@ -15,7 +15,7 @@
 // the published SDNet takes its gradient at z_(k-1), so that there H_k = G_k and dL/dz_(k-1) has t A' image_k alone.
 // The step size of the analysis is in the packed dictionary; the caller multiplies the sums by their t.
 
-#include <memory>
+#include <atomic>
 
 #include "iterates.h"
 
@@ -25,8 +25,12 @@ namespace {
 // Code rows computed together. Measured: with fewer positions the correlation loads and stores its sums too often,
 // and too few consecutive rows of each channel of z and dL/dz are read for the processor to foresee the next; with
 // more the rings leave the second-level cache.
-constexpr int kBlockPositions = 1792;
+constexpr int kBlockPositions = 1024;
 int block_rows(const Shape& s) { return std::max(kBlockPositions / s.code_width / 2 * 2, 4); }
+
+// Groups that the samples are divided into, where there are as many: after each, a task's sums are added up and
+// cleared.
+constexpr int64_t kGroups = 32;
 
 // Which gradients are wanted.
 struct Wanted {
@@ -67,8 +71,12 @@ class Reverse {
     }
   }
 
-  // What its samples add to the dictionary's gradient, in the kernels' order.
-  const float* sums() const { return sums_; }
+  // What the samples since the last call add to the dictionary's gradient.
+  std::vector<float> take_gradient() {
+    std::vector<float> gradient = solve_.dictionary.gradient(sums_, kernels_.lanes);
+    std::fill_n(sums_, solve_.dictionary.sums() * kernels_.lanes, 0.0f);
+    return gradient;
+  }
 
   // penalty: [2][K], sums of sign(z) G and z G of this sample.
   void run(const Strided& gradient, const Strided& x, const Strided& z0, const Strided& mask, const Strided& z,
@@ -245,22 +253,26 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
   const Solve solve{s, widths, pack, options, kernels, z0.has_value(), mask.has_value()};
   const Wanted wanted{grad_x.has_value(), grad_dictionary.has_value(), grad_z0.has_value(), penalty.has_value()};
 
-  const int64_t tasks = std::min<int64_t>(s.batch, torch::stable::get_num_threads());
-  std::vector<std::unique_ptr<Reverse>> reverses(tasks);
-  parallel_tasks(tasks, [&](int64_t task) {
-    reverses[task] = std::make_unique<Reverse>(solve, wanted);
-    for (int64_t n = s.batch * task / tasks; n < s.batch * (task + 1) / tasks; ++n) {
-      const Penalty thresholds(threshold, n), divisors(divisor, n);
-      reverses[task]->run(sample(gradient, n), sample(x, n), z0 ? sample(*z0, n) : Strided{},
-                          mask ? sample(*mask, n) : Strided{}, sample(z, n), thresholds, divisors,
-                          grad_x ? sample(*grad_x, n) : Strided{}, grad_z0 ? sample(*grad_z0, n) : Strided{},
-                          penalty ? static_cast<float*>(penalty->data_ptr()) + n * 2 * s.atoms : nullptr);
+  // Taken one by one, as the forward takes its samples. What a group adds to the dictionary's gradient does not depend
+  // on who computes it, and groups are added in order: the same bits every time.
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t groups = std::min<int64_t>(s.batch, std::max<int64_t>(kGroups, 4 * threads));
+  std::vector<std::vector<float>> parts(groups);
+  std::atomic<int64_t> next_group = 0;
+  parallel_tasks(std::min(groups, threads), [&](int64_t) {
+    Reverse reverse(solve, wanted);
+    for (int64_t group; (group = next_group.fetch_add(1, std::memory_order_relaxed)) < groups;) {
+      for (int64_t n = s.batch * group / groups; n < s.batch * (group + 1) / groups; ++n) {
+        const Penalty thresholds(threshold, n), divisors(divisor, n);
+        reverse.run(sample(gradient, n), sample(x, n), z0 ? sample(*z0, n) : Strided{},
+                    mask ? sample(*mask, n) : Strided{}, sample(z, n), thresholds, divisors,
+                    grad_x ? sample(*grad_x, n) : Strided{}, grad_z0 ? sample(*grad_z0, n) : Strided{},
+                    penalty ? static_cast<float*>(penalty->data_ptr()) + n * 2 * s.atoms : nullptr);
+      }
+      if (grad_dictionary) parts[group] = reverse.take_gradient();
     }
   });
-  if (!grad_dictionary) return;
-  std::vector<const float*> sums;  // In the order of the samples: the same bits every time.
-  for (const auto& reverse : reverses) sums.push_back(reverse->sums());
-  if (add_finite(pack, sums, kernels.lanes, *grad_dictionary)) return;
+  if (!grad_dictionary || add_finite(pack, parts, *grad_dictionary)) return;
   fista_backward(gradient, x, dictionary, threshold, divisor, step_size, z0, mask, stride, pads, false, nonneg,
                  gradient_at_code, weights, z, {}, {}, {}, grad_dictionary);
 }

@@ -17,7 +17,7 @@ constexpr int kAtoms = 6, kVectors = 4, kPixels = 8, kLonePixels = 8;
 constexpr int kRowAtoms = 3, kRowTaps = 9, kLongRowAtoms = 4, kLongRowTaps = 7;
 #elif defined(CSC_ISA_AVX2)
 constexpr int kAtoms = 6, kVectors = 2, kPixels = 4, kLonePixels = 8;
-constexpr int kRowAtoms = 3, kRowTaps = 4, kLongRowAtoms = 3, kLongRowTaps = 4;
+constexpr int kRowAtoms = 4, kRowTaps = 3, kLongRowAtoms = 4, kLongRowTaps = 3;
 #else
 constexpr int kAtoms = 4, kVectors = 2, kPixels = 2, kLonePixels = 4;
 constexpr int kRowAtoms = 2, kRowTaps = 4, kLongRowAtoms = 2, kLongRowTaps = 4;

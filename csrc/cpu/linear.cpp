@@ -143,10 +143,9 @@ void correlation(Tensor image, Tensor code, Tensor dictionary, std::vector<int64
     pass.kernels.correlation({s, pass.pack.view(), p.image, p.codes, p.zeros, p.sums, p.combined, room}, 0,
                              s.code_height);
   });
-  std::vector<const float*> sums;
-  for (const auto& state : states) sums.push_back(state->sums);
-  if (!add_finite(pass.pack, sums, pass.kernels.lanes, result))
-    correlation(image, code, dictionary, stride, pads, false, result);
+  std::vector<std::vector<float>> parts;
+  for (const auto& state : states) parts.push_back(pass.pack.gradient(state->sums, pass.kernels.lanes));
+  if (!add_finite(pass.pack, parts, result)) correlation(image, code, dictionary, stride, pads, false, result);
 }
 
 }  // namespace

@@ -75,7 +75,7 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
   Rows<V> rows;
   rows.code_stride = e.code.channel_stride;
   rows.base_stride = e.base.channel_stride;
-  rows.threshold = usual ? e.threshold + atom : nullptr;
+  rows.threshold = e.threshold ? e.threshold + atom : nullptr;
   for (; from + V <= positions.count; from += V) {
     const float *pixels[V], *w = weights;
     bool whole = usual;

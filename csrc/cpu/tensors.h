@@ -100,11 +100,12 @@ struct Penalty {
   bool divides() const { return values || map; }
 };
 
-// Adds what the correlations of all tasks found to a contiguous gradient of the dictionary; nothing, and false, where
-// pairs of rows found NaN or infinity: differences spread them.
-inline bool add_finite(const DictionaryPack& pack, const std::vector<const float*>& sums, int lanes, const Tensor& to) {
+// Adds gradients that correlations found, in their order, to a contiguous gradient of the dictionary; nothing, and
+// false, where pairs of rows found NaN or infinity: differences spread them.
+inline bool add_finite(const DictionaryPack& pack, const std::vector<std::vector<float>>& parts, const Tensor& to) {
   std::vector<float> gradient(to.numel());
-  for (const float* one : sums) pack.add_sums(one, lanes, gradient.data());
+  for (const std::vector<float>& part : parts)
+    for (size_t i = 0; i < gradient.size(); ++i) gradient[i] += part[i];
   bool finite = true;
   for (const float value : gradient) finite = finite && std::isfinite(value);
   if (pack.view().pairs.rows() && !finite) return false;

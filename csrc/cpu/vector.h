@@ -21,6 +21,8 @@ static inline Vec load(const float* from) { return *reinterpret_cast<const Unali
 
 static inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 
+static inline void prefetch(const float* from) { __builtin_prefetch(from); }
+
 // A store that goes around the caches, to an address aligned to the vector: a large result that nobody reads back
 // soon would first be read from memory to be overwritten. End with `streamed()`.
 static inline void stream(float* to, Vec value) {

@@ -189,20 +189,23 @@ void write_image(const Plane& from, const Strided& to, const Shape& s, const Wid
   }
 }
 
-void DictionaryPack::add_sums(const float* sums, int lanes, float* gradient) const {
+std::vector<float> DictionaryPack::gradient(const float* sums, int lanes) const {
+  std::vector<float> gradient(plain_.size());
   for (const Product& product : products_) {
     for (int tap = 0; tap < view_.row_taps; ++tap) {
       const int m = tap / kernel_width_, dx = tap % kernel_width_;
       for (int k = 0; k < atoms_; ++k, sums += lanes) {
         float total = 0;
         for (int lane = 0; lane < lanes; ++lane) total += sums[lane];
-        float* column = gradient + (static_cast<int64_t>(k) * channels_ + m) * kernel_height_ * kernel_width_ + dx;
+        float* column =
+            gradient.data() + (static_cast<int64_t>(k) * channels_ + m) * kernel_height_ * kernel_width_ + dx;
         for (int i = 0; i < 3; ++i)
           if (product.weights[i] != 0)
             column[product.taps[i] * kernel_width_] += static_cast<float>(product.weights[i]) * total;
       }
     }
   }
+  return gradient;
 }
 
 }  // namespace csc

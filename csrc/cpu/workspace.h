@@ -77,7 +77,8 @@ class Pool {
       plane.mask = slots - 1;
     }
     plane.channel_stride = width;
-    plane.row_stride = whole_vectors(static_cast<int64_t>(channels) * width);
+    // An odd number of cache lines: the rows of a channel are spread over all sets of a cache.
+    plane.row_stride = whole_vectors(static_cast<int64_t>(channels) * width) | 16;
     plane.base = floats(plane.row_stride * std::max(slots, 1) + 2 * margin + 16) + margin;
     return plane;
   }
@@ -97,9 +98,9 @@ class DictionaryPack {
 
   const PackedDictionary& view() const { return view_; }
 
-  // How many vectors of sums the correlation adds to, and what they add to a contiguous (K, M, kH, kW) gradient.
+  // How many vectors of sums the correlation adds to, and the contiguous (K, M, kH, kW) gradient that they make.
   int64_t sums() const { return static_cast<int64_t>(products_.size()) * view_.row_taps * atoms_; }
-  void add_sums(const float* sums, int lanes, float* gradient) const;
+  std::vector<float> gradient(const float* sums, int lanes) const;
 
   float at(int k, int m, int dy, int dx) const {
     return plain_[((static_cast<size_t>(k) * channels_ + m) * kernel_height_ + dy) * kernel_width_ + dx];
