@@ -82,7 +82,7 @@ def test_gradients_of_every_kernel_obey_the_rule(backend: str, height: int, stri
         assert_gradients(Problem.solve, Problem.plain, one)
 
 
-@pytest.mark.parametrize("columns", (95, 500))  # Blocks of 18 rows, of which rings of 32 hold five steps; and of 4.
+@pytest.mark.parametrize("columns", (56, 500))  # Blocks of 18 rows, of which rings of 32 hold five steps; and of 4.
 @pytest.mark.parametrize("momentum", ("fista", "sdnet"))
 @pytest.mark.parametrize("height, stride", ((2, 1), (3, 1), (4, 1), (4, 3), (6, 1)))
 def test_rows_in_flight_are_kept_as_long_as_they_are_read(
@@ -113,6 +113,18 @@ def test_bands_of_an_image_end_where_pairs_do(backend: str, height: int, stride:
     for threads in (2, 3, 5):
         torch.set_num_threads(threads)
         assert torch.equal(one.solve(), alone)
+
+
+def test_gradients_have_the_same_bits_on_any_number_of_threads(backend: str) -> None:
+    """More samples than are taken at a time."""
+    one = problem(3, 1, 9, 10, batch=70)
+    leaves = [one.x.requires_grad_(), one.dictionary.requires_grad_()]
+    alone = torch.autograd.grad(one.solve().square().sum(), leaves)
+    assert_gradients(Problem.solve, Problem.plain, one)
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        for found, expected in zip(torch.autograd.grad(one.solve().square().sum(), leaves), alone):
+            assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))
