@@ -132,14 +132,19 @@ def _bound_kernel(dictionary: Tensor, stride: Sequence[int]) -> Tensor:
 
 def _autocorrelation(matrix: Tensor) -> Tensor:
     """(rows, columns, K, n) -> (2 rows - 1, 2 columns - 1, n, n): sum over q of B_(q + lag)^T B_q."""
-    rows, columns, _, n = matrix.shape
-    lags = matrix.new_zeros(2 * rows - 1, 2 * columns - 1, n, n)
-    for i in range(1 - rows, rows):
-        for j in range(1 - columns, columns):
-            a = matrix[max(i, 0) : rows + min(i, 0), max(j, 0) : columns + min(j, 0)]
-            b = matrix[max(-i, 0) : rows + min(-i, 0), max(-j, 0) : columns + min(-j, 0)]
-            lags[i + rows - 1, j + columns - 1] = a.reshape(-1, n).mT @ b.reshape(-1, n)
-    return lags
+    rows, columns, atoms, n = matrix.shape
+    taps = matrix.permute(2, 0, 1, 3).reshape(atoms, -1)
+    products = (taps.mT @ taps).reshape(rows, columns, n, rows, columns, n)
+    down = _sums_over_lags(products.movedim(3, 1))  # (2 rows - 1, columns, n, columns, n)
+    return _sums_over_lags(down.permute(1, 3, 0, 2, 4)).movedim(1, 0)
+
+
+def _sums_over_lags(products: Tensor) -> Tensor:
+    """(size, size, ...) -> (2 size - 1, ...): sums of [i, j] over each i - j."""
+    size, _, *rest = products.shape
+    # Row i, from its last entry to its first, begins i entries further to the right.
+    wide = torch.cat((products.flip(1), products.new_zeros(products.shape)), 1)
+    return wide.flatten(0, 1)[:-size].reshape(size, 2 * size - 1, *rest).sum(0)
 
 
 def _symbol(lags: Tensor, taps: Sequence[int], grid: Sequence[int]) -> Tensor:
