@@ -22,8 +22,7 @@
 namespace csc {
 namespace {
 
-// Code rows computed together. Measured: with fewer positions the correlation loads and stores its sums too often,
-// and too few consecutive rows of each channel of z and dL/dz are read for the processor to foresee the next; with
+// Code rows computed together. Measured: with fewer positions the correlation loads and stores its sums too often, with
 // more the rings leave the second-level cache.
 constexpr int kBlockPositions = 1024;
 int block_rows(const Shape& s) { return std::max(kBlockPositions / s.code_width / 2 * 2, 4); }
