@@ -115,8 +115,8 @@ def test_bands_of_an_image_end_where_pairs_do(backend: str, height: int, stride:
         assert torch.equal(one.solve(), alone)
 
 
-def test_gradients_have_the_same_bits_on_any_number_of_threads(backend: str) -> None:
-    """More samples than are taken at a time."""
+def test_gradients_have_the_same_bits_whoever_computes_them(backend: str) -> None:
+    """More samples than there are groups, whose number grows with that of the threads only when they are many."""
     one = problem(3, 1, 9, 10, batch=70)
     leaves = [one.x.requires_grad_(), one.dictionary.requires_grad_()]
     alone = torch.autograd.grad(one.solve().square().sum(), leaves)

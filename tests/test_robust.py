@@ -298,11 +298,14 @@ def test_the_published_line_goes_through_the_levels_best() -> None:
 
 def test_the_noises_line_keeps_clean_pictures_right() -> None:
     seen = observed([0.1, 1.0, 1.0])
-    accuracy = seen.accuracy("noise", *calibrate.line_by_accuracy(seen, "noise"))
-    assert accuracy[0] == 1 and accuracy.mean() == 1
+    assert seen.judge("noise", *calibrate.line_by_accuracy(seen, "noise")) == (1, 0)
     # All levels look alike: what would help the noisy ones costs the clean one, so nothing is done.
     seen.features["noise"][:] = 1
-    assert seen.accuracy("noise", *calibrate.line_by_accuracy(seen, "noise"))[0] == 1
+    line = calibrate.line_by_accuracy(seen, "noise")
+    assert seen.judge("noise", *line) == (pytest.approx(1 / 3), 0)
+    # Nor where clean pictures that become right are as many as those that become wrong.
+    seen.right[0] = [[True, False, False], [False, False, True]] * 2
+    assert seen.judge("noise", *calibrate.line_by_accuracy(seen, "noise")) == (pytest.approx(1 / 6), 0)
 
 
 def test_calibration_does_not_see_what_it_is_judged_on() -> None:

@@ -132,11 +132,14 @@ def _bound_kernel(dictionary: Tensor, stride: Sequence[int]) -> Tensor:
 
 def _autocorrelation(matrix: Tensor) -> Tensor:
     """(rows, columns, K, n) -> (2 rows - 1, 2 columns - 1, n, n): sum over q of B_(q + lag)^T B_q."""
-    rows, columns, atoms, n = matrix.shape
-    taps = matrix.permute(2, 0, 1, 3).reshape(atoms, -1)
-    products = (taps.mT @ taps).reshape(rows, columns, n, rows, columns, n)
-    down = _sums_over_lags(products.movedim(3, 1))  # (2 rows - 1, columns, n, columns, n)
-    return _sums_over_lags(down.permute(1, 3, 0, 2, 4)).movedim(1, 0)
+    rows, columns, _, n = matrix.shape
+    taps = matrix.transpose(1, 2).reshape(rows, -1, columns * n)  # Of each row: K x (columns n).
+    lags = []
+    for lag in range(1 - rows, rows):
+        a = taps[max(lag, 0) : rows + min(lag, 0)].flatten(0, 1)
+        b = taps[max(-lag, 0) : rows + min(-lag, 0)].flatten(0, 1)
+        lags.append(_sums_over_lags((a.mT @ b).reshape(columns, n, columns, n).transpose(1, 2)))
+    return torch.stack(lags)
 
 
 def _sums_over_lags(products: Tensor) -> Tensor:

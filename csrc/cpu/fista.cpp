@@ -42,6 +42,7 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   // Taken one by one: processors are not equally fast, shared ones least of all.
   std::atomic<int64_t> next_piece = 0;
   parallel_tasks(tasks, [&](int64_t) {
+    if (next_piece >= pieces) return;
     Pool pool(s, widths);
     // Ahead by the reach of a gradient step, of which the first block of a band sees both sides.
     Iterates iterates(solve, pool, kBlockRows, direct ? n_iter - 1 : n_iter, [&](int) { return 2 * s.reach_height(); });

@@ -259,6 +259,7 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
   std::vector<std::vector<float>> parts(groups);
   std::atomic<int64_t> next_group = 0;
   parallel_tasks(std::min(groups, threads), [&](int64_t) {
+    if (next_group >= groups) return;
     Reverse reverse(solve, wanted);
     for (int64_t group; (group = next_group.fetch_add(1, std::memory_order_relaxed)) < groups;) {
       for (int64_t n = s.batch * group / groups; n < s.batch * (group + 1) / groups; ++n) {
