@@ -39,7 +39,7 @@ MUTATIONS: dict[str, Table] = {
             ("return <<shrunk / divisor>>", "shrunk"),
             ("<<value + e.beta * (value - before)>>", "value + e.beta * before"),
             ("if (e.threshold_map || <<e.divide>> || e.point) return false", "false"),
-            ("e.shrink == Shrink::none && <<e.base>> && !e.threshold", "true"),
+            ("e.shrink == Shrink::none && e.base && <<!e.threshold>>", "true"),
             ("position.lanes == kLanes && !e.threshold_map && <<!e.divide>>", "true"),
             ("value += <<load(base)>>", "Vec{}"),
             ("least = <<below>> ? Vec{}", "true"),
