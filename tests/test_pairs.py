@@ -49,6 +49,12 @@ def test_codes_written_around_the_caches_have_the_same_bits(backend: str, height
     assert torch.equal(whole, torch.cat(parts))
 
 
+@pytest.mark.parametrize("step, code", ((1 + 2**-8, 1.0), (1 + 3 * 2**-8, 1 + 2**-6)))
+def test_codes_between_two_of_bfloat16_become_the_even_one(backend: str, step: float, code: float) -> None:
+    one = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16)
+    assert csc.fista(one, one, 0.0, n_iter=1, step_size=step).item() == code
+
+
 @pytest.mark.parametrize("nonneg, mu", ((True, 0.0), (False, 0.1)))
 def test_bands_written_around_the_caches_have_the_same_bits(backend: str, nonneg: bool, mu: float) -> None:
     x, dictionary = torch.rand(1, 2, 165, 256), 0.2 * torch.randn(50, 2, 3, 3)
