@@ -164,11 +164,12 @@ def test_every_entry_of_a_small_solve_is_right_for_each_tap_and_pixel(path: str,
 
 @tiled
 @pytest.mark.parametrize("threads", (1, 2, 3, 7))
+@pytest.mark.parametrize("batch", (1, 5))
 @pytest.mark.parametrize("shape", ((5, 5), (64, 64), (70, 130), (130, 70)), ids=str)
 def test_threads_share_blocks_and_slices_without_changing_bits(
-    path: str, threads: int, shape: tuple[int, int]
+    path: str, threads: int, shape: tuple[int, int], batch: int
 ) -> None:
-    options = {"channels": shape[0], "atoms": shape[1], "size": (9, 6), "padding": 1, "batch": 5}
+    options = {"channels": shape[0], "atoms": shape[1], "size": (9, 6), "padding": 1, "batch": batch}
     problem = random_problem(dtype=torch.float32, lmbda=0.0, nonneg=False, **options)  # No support to jump.
     problem.step_size = float(problem.step_size)
     torch.set_num_threads(threads)
@@ -294,7 +295,7 @@ def test_wide_layers_of_networks_take_tiles(precision: None) -> None:
 
 
 def test_the_precision_that_torch_was_asked_for_reaches_the_layer(precision: None) -> None:
-    problem = random_problem(dtype=torch.float32, channels=64, atoms=64, size=(16, 16), padding=1)
+    problem = random_problem(dtype=torch.float32, channels=64, atoms=64, size=(16, 16), padding=1, batch=16)
     default = problem.solve()
     torch.set_float32_matmul_precision("high")
     high = problem.solve()

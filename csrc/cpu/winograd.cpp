@@ -4,10 +4,16 @@
 // output channels at a time a product per point, output transform and epilogue, so that nothing but the images
 // themselves touches memory.
 
+#include <atomic>
+
 #include "winograd.h"
 
 namespace csc {
 namespace {
+
+// Weights of more bytes than this are not found in a cache from one block of tiles to the next; blocks then take as
+// much as a thread's workspace may.
+constexpr int64_t kCachedWeights = 8 << 20, kLargeBlockBytes = 7 << 19;
 
 // The transforms of a dictionary (K, M, 3, 3), contiguous; see WinogradDictionary. Both results have (side + 2)^2
 // times the rounded up channels times the rounded up atoms.
@@ -42,11 +48,16 @@ struct Convolution {
 
   int64_t tiles() const { return static_cast<int64_t>(s.tiles()) * input.size(0); }
 
+  // A block stays in the second-level cache, unless the weights are more than any cache holds: they come from memory
+  // for every block, and large blocks take longer than that.
   int64_t block_tiles(int threads) const {
     const int64_t bytes = kernels.points * static_cast<int64_t>(sizeof(Real)) * (s.padded_inputs + kWinogradChannels);
-    int64_t block = std::clamp<int64_t>(kWinogradBlockBytes / bytes, 4 * kernels.tile_block, 32 * kernels.tile_block);
-    block = std::min(block, (tiles() + threads - 1) / threads);
-    return round_up_to(block, kernels.tile_block);
+    const int64_t all = kernels.points * static_cast<int64_t>(sizeof(Real)) * s.padded_inputs * s.padded_outputs;
+    const int64_t room = all > kCachedWeights ? kLargeBlockBytes : kWinogradBlockBytes;
+    const int64_t most = std::clamp<int64_t>(room / bytes, 4 * kernels.tile_block, 32 * kernels.tile_block);
+    int64_t blocks = (tiles() + most - 1) / most;
+    if (blocks < 4 * threads) blocks = (blocks + threads - 1) / threads * threads;
+    return round_up_to((tiles() + blocks - 1) / blocks, kernels.tile_block);
   }
 
   void run() const {
@@ -55,22 +66,27 @@ struct Convolution {
     const int64_t block = block_tiles(threads), blocks = (tiles() + block - 1) / block;
     const int64_t groups = (s.outputs + kWinogradChannels - 1) / kWinogradChannels;
     // Threads share the tiles; where there are too few for all, the groups of outputs as well.
-    const int64_t shares = std::min<int64_t>(blocks, threads), splits = std::min(groups, threads / shares);
-    parallel_tasks(shares * splits, [&](int64_t task) {
-      const int64_t share = task % shares, split = task / shares;
-      const Scratch<Real> from(kernels.points * block * s.padded_inputs);
-      const Scratch<Real> to(kernels.points * block * kWinogradChannels);
+    const int64_t splits = std::min(groups, std::max<int64_t>(1, threads / blocks)), pieces = blocks * splits;
+    // Taken one by one: processors are not equally fast, shared ones least of all.
+    std::atomic<int64_t> next_piece = 0;
+    parallel_tasks(std::min<int64_t>(pieces, threads), [&](int64_t task) {
+      if (next_piece >= pieces) return;
+      const Scratch<Real> from(kernels.points * winograd_stride<Real>(block, s.padded_inputs));
+      const Scratch<Real> to(kernels.points * winograd_stride<Real>(block, kWinogradChannels));
       Phases phases(seconds.has_value());
-      for (int64_t b = blocks * share / shares; b < blocks * (share + 1) / shares; ++b)
-        block_of_tiles(b * block, static_cast<int>(std::min(block, tiles() - b * block)), block, from.get(), to.get(),
+      for (int64_t piece; (piece = next_piece.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
+        const int64_t first = piece / splits * block, split = piece % splits;
+        block_of_tiles(first, static_cast<int>(std::min(block, tiles() - first)), block, from.get(), to.get(),
                        groups * split / splits, groups * (split + 1) / splits, phases);
+      }
       phases.write(seconds, task);
     });
   }
 
   void block_of_tiles(int64_t first, int count, int64_t block, Real* from, Real* to, int64_t first_group,
                       int64_t last_group, Phases& phases) const {
-    const int64_t from_stride = block * s.padded_inputs, to_stride = block * kWinogradChannels;
+    const int64_t from_stride = winograd_stride<Real>(block, s.padded_inputs);
+    const int64_t to_stride = winograd_stride<Real>(block, kWinogradChannels);
     const int64_t per_point = static_cast<int64_t>(s.padded_inputs) * s.padded_outputs;
     for (int i = 0; i < count; ++i) {
       const int64_t tile = first + i;

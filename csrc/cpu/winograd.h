@@ -12,8 +12,15 @@
 
 namespace csc {
 
-// The second-level cache that a block of transformed tiles should leave room in.
-constexpr int64_t kWinogradBlockBytes = 512 * 1024;
+// What a block of transformed tiles, and its products, take of the second-level cache.
+constexpr int64_t kWinogradBlockBytes = 256 << 10;
+
+// The points of a transform lie so far apart, one cache line more than whole rows: at a power of two they would share
+// the few sets of the first-level cache.
+template <typename Real>
+int64_t winograd_stride(int64_t tiles, int channels) {
+  return tiles * channels + static_cast<int64_t>(64 / sizeof(Real));
+}
 
 inline int round_up_to(int64_t n, int64_t multiple) {
   return static_cast<int>((n + multiple - 1) / multiple * multiple);

@@ -4,6 +4,8 @@
 // pass, and are transformed once at the end. Wide dictionaries have many such blocks, which share nothing. Of
 // narrow ones the threads take slices of the tiles, whose sums are added in order: the same bits every time.
 
+#include <atomic>
+
 #include "winograd.h"
 
 namespace csc {
@@ -32,18 +34,20 @@ struct Correlation {
     const int64_t tile_bytes = 2 * kernels.points * kWinogradChannels * static_cast<int64_t>(sizeof(Real));
     const int64_t step = std::min(tiles(), std::max<int64_t>(kWinogradBlockBytes / tile_bytes, 24));
     const int64_t steps = (tiles() + step - 1) / step;
-    // Two blocks a thread share well enough; fewer are cut into slices.
-    const int64_t slices = blocks >= 2 * threads ? 1 : std::min<int64_t>(steps, (threads + blocks - 1) / blocks);
-    const int64_t workers = std::min<int64_t>(threads, blocks * slices);
-    std::vector<std::unique_ptr<Scratch<Real>>> sums(slices > 1 ? blocks * slices : workers);
+    // Two to four pieces a thread share well enough; fewer blocks are cut into slices.
+    const int64_t slices = std::clamp<int64_t>(4 * threads / blocks, 1, steps), pieces = blocks * slices;
+    std::vector<std::unique_ptr<Scratch<Real>>> sums(slices > 1 ? pieces : 0);
 
-    parallel_tasks(workers, [&](int64_t worker) {
-      const Scratch<Real> image_points(kernels.points * step * kWinogradChannels);
-      const Scratch<Real> code_points(kernels.points * step * kWinogradChannels);
+    // Taken one by one: processors are not equally fast, shared ones least of all.
+    std::atomic<int64_t> next_piece = 0;
+    parallel_tasks(std::min<int64_t>(pieces, threads), [&](int64_t task) {
+      if (next_piece >= pieces) return;
+      const Scratch<Real> image_points(kernels.points * winograd_stride<Real>(step, kWinogradChannels));
+      const Scratch<Real> code_points(kernels.points * winograd_stride<Real>(step, kWinogradChannels));
+      std::unique_ptr<Scratch<Real>> sum;
       Phases phases(seconds.has_value());
-      for (int64_t i = blocks * slices * worker / workers; i < blocks * slices * (worker + 1) / workers; ++i) {
-        const int64_t block = i / slices, slice = i % slices;
-        auto& sum = sums[slices > 1 ? i : worker];
+      for (int64_t piece; (piece = next_piece.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
+        const int64_t block = piece / slices, slice = piece % slices;
         if (sum)
           std::fill_n(sum->get(), kernels.points * kSums, Real(0));
         else
@@ -53,10 +57,13 @@ struct Correlation {
           add_tiles(g, b * step, static_cast<int>(std::min(step, tiles() - b * step)), step, image_points.get(),
                     code_points.get(), sum->get(), phases);
         g.sums = sum->get();
-        if (slices == 1) kernels.add_gradient(g);
+        if (slices == 1)
+          kernels.add_gradient(g);
+        else
+          sums[piece] = std::move(sum);
         phases.next(2);
       }
-      phases.write(seconds, worker);
+      phases.write(seconds, task);
     });
     if (slices == 1) return;
     parallel_tasks(blocks, [&](int64_t block) {
@@ -86,7 +93,7 @@ struct Correlation {
 
   void add_tiles(const WinogradGradient<Real>& g, int64_t first, int count, int64_t step, Real* image_points,
                  Real* code_points, Real* sums, Phases& phases) const {
-    const int64_t stride = step * kWinogradChannels;
+    const int64_t stride = winograd_stride<Real>(step, kWinogradChannels);
     const int atoms = g.last_atom - g.first_atom, channels = g.last_channel - g.first_channel;
     for (int i = 0; i < count; ++i) {
       const size_t pair = static_cast<size_t>((first + i) / tiles_of_one());

@@ -11,7 +11,7 @@
 #if defined(CSC_ISA_AVX512)
 constexpr int kTileBlock = 6, kPanelVectors = 4, kAtomBlock = 4;
 #elif defined(CSC_ISA_AVX2)
-constexpr int kTileBlock = 6, kPanelVectors = 2, kAtomBlock = 4;
+constexpr int kTileBlock = 6, kPanelVectors = 2, kAtomBlock = 6;
 #else
 constexpr int kTileBlock = 4, kPanelVectors = 2, kAtomBlock = 4;
 #endif
@@ -78,33 +78,64 @@ static void winograd_weights(const WinogradDictionary<Real>& d, int begin, int e
   }
 }
 
+// M d M' of a tile whose entry (r, c) is entry(r, c): `transform` multiplies a column with M. Point p of the result
+// goes to `to + p * point_stride`.
+template <int kSide, int kPoints, typename Real, typename V, typename Entry>
+static inline __attribute__((always_inline)) void transform_tile(void (*transform)(const V (&)[kSide], V (&)[kPoints]),
+                                                                 const Entry& entry, Real* to, int64_t point_stride) {
+  V rows[kPoints][kSide];
+#pragma GCC unroll 8
+  for (int c = 0; c < kSide; ++c) {
+    V d[kSide], v[kPoints];
+#pragma GCC unroll 8
+    for (int r = 0; r < kSide; ++r) d[r] = entry(r, c);
+    transform(d, v);
+#pragma GCC unroll 8
+    for (int r = 0; r < kPoints; ++r) rows[r][c] = v[r];
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kPoints; ++r) {
+    V v[kPoints];
+    transform(rows[r], v);
+#pragma GCC unroll 8
+    for (int c = 0; c < kPoints; ++c) store(to + (kPoints * r + c) * point_stride, v[c]);
+  }
+}
+
+// The same for every channel of the tile of pixels from (y, x) on, with zeros around the picture.
+template <int kSide, int kPoints, typename Real, typename V = typename VectorOf<Real>::type>
+static inline __attribute__((always_inline)) void transform_pixels(
+    void (*transform)(const V (&)[kSide], V (&)[kPoints]), const Picture<Real>& picture, int height, int width,
+    int channels, int y, int x, Real* to, int64_t point_stride) {
+  constexpr int lanes = VectorOf<Real>::lanes;
+  const int64_t row = picture.row, column = picture.column;
+  int m = 0;
+  if (y >= 0 && x >= 0 && y + kSide <= height && x + kSide <= width) {
+    const Real* first = picture.data + y * row + x * column;
+    for (; m + lanes <= channels; m += lanes) {
+      const auto pixel = [&](int r, int c)
+                             __attribute__((always_inline)) { return load(first + r * row + c * column + m); };
+      transform_tile<kSide, kPoints>(transform, pixel, to + m, point_stride);
+    }
+  }
+  for (; m < channels; m += lanes) {
+    const int left = channels - m, count = left < lanes ? left : lanes;
+    const auto pixel = [&](int r, int c) __attribute__((always_inline)) {
+      const bool here = y + r >= 0 && y + r < height && x + c >= 0 && x + c < width;
+      return here ? load_partial(picture.data + (y + r) * row + (x + c) * column + m, count) : V{};
+    };
+    transform_tile<kSide, kPoints>(transform, pixel, to + m, point_stride);
+  }
+}
+
 // B' d B of one tile.
 template <template <typename> class Kind, typename Real>
 static void winograd_input(const WinogradShape& s, const Picture<Real>& input, int channels, int tile, Real* to,
                            int64_t point_stride) {
   typedef Kind<Real> Tile;
-  typedef typename VectorOf<Real>::type V;
-  constexpr int lanes = VectorOf<Real>::lanes, points = Tile::kPoints;
   const int y = tile / s.tile_columns() * Tile::kSide - s.top, x = tile % s.tile_columns() * Tile::kSide - s.left;
-  const bool inside = y >= 0 && x >= 0 && y + points <= s.height && x + points <= s.width;
-  for (int m = 0; m < channels; m += lanes) {
-    const int left = channels - m, count = left < lanes ? left : lanes;
-    V rows[points][points];
-    for (int c = 0; c < points; ++c) {
-      V d[points], v[points];
-      for (int r = 0; r < points; ++r) {
-        const bool here = inside || (y + r >= 0 && y + r < s.height && x + c >= 0 && x + c < s.width);
-        d[r] = here ? load_partial(input.data + (y + r) * input.row + (x + c) * input.column + m, count) : V{};
-      }
-      Tile::input(d, v);
-      for (int r = 0; r < points; ++r) rows[r][c] = v[r];
-    }
-    for (int r = 0; r < points; ++r) {
-      V v[points];
-      Tile::input(rows[r], v);
-      for (int c = 0; c < points; ++c) store(to + (points * r + c) * point_stride + m, v[c]);
-    }
-  }
+  transform_pixels<Tile::kPoints, Tile::kPoints>(Tile::input, input, s.height, s.width, channels, y, x, to,
+                                                 point_stride);
 }
 
 // T E T' of one tile.
@@ -112,27 +143,9 @@ template <template <typename> class Kind, typename Real>
 static void winograd_gradient(const WinogradShape& s, const Picture<Real>& output, int channels, int tile, Real* to,
                               int64_t point_stride) {
   typedef Kind<Real> Tile;
-  typedef typename VectorOf<Real>::type V;
-  constexpr int lanes = VectorOf<Real>::lanes, points = Tile::kPoints, side = Tile::kSide;
-  const int y = tile / s.tile_columns() * side, x = tile % s.tile_columns() * side;
-  for (int k = 0; k < channels; k += lanes) {
-    const int left = channels - k, count = left < lanes ? left : lanes;
-    V rows[points][side];
-    for (int c = 0; c < side; ++c) {
-      V e[side], v[points];
-      for (int r = 0; r < side; ++r) {
-        const bool here = y + r < s.out_height && x + c < s.out_width;
-        e[r] = here ? load_partial(output.data + (y + r) * output.row + (x + c) * output.column + k, count) : V{};
-      }
-      Tile::gradient(e, v);
-      for (int r = 0; r < points; ++r) rows[r][c] = v[r];
-    }
-    for (int r = 0; r < points; ++r) {
-      V v[points];
-      Tile::gradient(rows[r], v);
-      for (int c = 0; c < points; ++c) store(to + (points * r + c) * point_stride + k, v[c]);
-    }
-  }
+  const int y = tile / s.tile_columns() * Tile::kSide, x = tile % s.tile_columns() * Tile::kSide;
+  transform_pixels<Tile::kSide, Tile::kPoints>(Tile::gradient, output, s.out_height, s.out_width, channels, y, x, to,
+                                               point_stride);
 }
 
 template <int P, typename Real>
@@ -197,58 +210,79 @@ static void winograd_output(const WinogradShape& s, const WinogradEpilogue<Real>
   const int y = tile / s.tile_columns() * side, x = tile % s.tile_columns() * side;
   const int rows = s.out_height - y < side ? s.out_height - y : side;
   const int columns = s.out_width - x < side ? s.out_width - x : side;
+  const bool whole = rows == side && columns == side;
+  Real* first = output.data + y * output.row + x * output.column;
+  const Real* addend = e.addend ? e.addend.data + y * e.addend.row + x * e.addend.column : nullptr;
   for (int k = 0; k < channels; k += lanes) {
     const int left = channels - k, count = left < lanes ? left : lanes;
     V part[side][points];
+#pragma GCC unroll 8
     for (int c = 0; c < points; ++c) {
       V m[points], v[side];
+#pragma GCC unroll 8
       for (int r = 0; r < points; ++r) m[r] = load(from + (points * r + c) * point_stride + k);
       Tile::output(m, v);
+#pragma GCC unroll 8
       for (int r = 0; r < side; ++r) part[r][c] = v[r];
     }
     const V threshold = e.threshold ? load(e.threshold + k) : V{};
-    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int r = 0; r < side; ++r) {
       V values[side];
       Tile::output(part[r], values);
-      for (int c = 0; c < columns; ++c) {
+#pragma GCC unroll 8
+      for (int c = 0; c < side; ++c) {
+        const int64_t at = r * output.row + c * output.column + k;
+        const int64_t addend_at = r * e.addend.row + c * e.addend.column + k;
         V value = values[c] - threshold;
-        if (e.addend) {
-          const Real* addend = e.addend.data + (y + r) * e.addend.row + (x + c) * e.addend.column + k;
-          value += load_partial(addend, count);
+        if (whole && count == lanes) {
+          if (addend) value += load(addend + addend_at);
+          if (e.relu) value = positive_part(value);
+          store(first + at, value);
+        } else if (r < rows && c < columns) {
+          if (addend) value += load_partial(addend + addend_at, count);
+          if (e.relu) value = positive_part(value);
+          store_partial(first + at, value, count);
         }
-        if (e.relu) value = positive_part(value);
-        store_partial(output.data + (y + r) * output.row + (x + c) * output.column + k, value, count);
       }
     }
   }
 }
 
-template <int P, typename Real>
-static void winograd_outer(const Real* codes, const Real* images, int tiles, int atoms, Real* sums) {
+template <int A, int P, typename Real>
+static void winograd_outer_block(const Real* codes, const Real* images, int tiles, Real* sums) {
   typedef typename VectorOf<Real>::type V;
   constexpr int lanes = VectorOf<Real>::lanes, row = kWinogradChannels;
-  for (int k = 0; k < atoms; k += kAtomBlock) {
-    V block[kAtomBlock][P];
+  V block[A][P];
 #pragma GCC unroll 8
-    for (int i = 0; i < kAtomBlock; ++i)
+  for (int i = 0; i < A; ++i)
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) block[i][p] = load(sums + (k + i) * row + p * lanes);
-    for (int t = 0; t < tiles; ++t) {
-      V v[P];
+    for (int p = 0; p < P; ++p) block[i][p] = load(sums + i * row + p * lanes);
+  for (int t = 0; t < tiles; ++t) {
+    V v[P];
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) v[p] = load(images + t * row + p * lanes);
+    for (int p = 0; p < P; ++p) v[p] = load(images + t * row + p * lanes);
 #pragma GCC unroll 8
-      for (int i = 0; i < kAtomBlock; ++i) {
-        const V u = splat(codes[t * row + k + i]);
+    for (int i = 0; i < A; ++i) {
+      const V u = splat(codes[t * row + i]);
 #pragma GCC unroll 8
-        for (int p = 0; p < P; ++p) block[i][p] += u * v[p];
-      }
+      for (int p = 0; p < P; ++p) block[i][p] += u * v[p];
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < kAtomBlock; ++i)
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) store(sums + (k + i) * row + p * lanes, block[i][p]);
   }
+#pragma GCC unroll 8
+  for (int i = 0; i < A; ++i)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) store(sums + i * row + p * lanes, block[i][p]);
+}
+
+template <int P, typename Real>
+static void winograd_outer(const Real* codes, const Real* images, int tiles, int atoms, Real* sums) {
+  constexpr int row = kWinogradChannels;
+  int k = 0;
+  for (; k + kAtomBlock <= atoms; k += kAtomBlock)
+    winograd_outer_block<kAtomBlock, P>(codes + k, images, tiles, sums + k * row);
+  // Rows of tiles and sums are a multiple of 4.
+  for (; k < atoms; k += 4) winograd_outer_block<4, P>(codes + k, images, tiles, sums + k * row);
 }
 
 // sums [atoms][kWinogradChannels] += codes' [tiles][kWinogradChannels] x images, of one point.
