@@ -44,7 +44,7 @@ MUTATIONS: dict[str, Table] = {
             ("position.lanes == kLanes && !e.threshold_map && <<!e.divide>>", "true"),
             ("value += <<load(base)>>", "Vec{}"),
             ("least = <<below>> ? Vec{}", "true"),
-            ("splat(<<threshold[a]>>)", "threshold[0]"),
+            ("splat(<<e.threshold[atom + a]>>)", "e.threshold[atom]"),
             ("? <<positive_part(-value - least)>> : Vec{}", "Vec{}"),
             ("store(point, value + e.beta * <<(value - load(previous))>>)", "value"),
             ("previous += <<e.previous.channel_stride>>", "0"),
@@ -319,7 +319,7 @@ MUTATIONS: dict[str, Table] = {
     "winograd.cpp": (
         WIDE,
         [
-            ("static_cast<int>(<<std::min(block, tiles() - first)>>), block,", "std::min(block, tiles() - first - 1)"),
+            ("static_cast<int>(<<std::min(block, tiles() - first)>>),", "std::min(block, tiles() - 1 - first)"),
             ("const int64_t first = <<piece / splits>> * block", "piece"),
             ("picture<Real>(input, <<tile / s.tiles()>>)", "0"),
             ("if (e.threshold) e.threshold += <<k>>;", "0"),

@@ -36,7 +36,7 @@ static inline void finish_whole(AnalysisEpilogue e, const CodePosition& at, int 
     return plane ? plane.row(at.row) + atom * plane.channel_stride + at.column : nullptr;
   };
   float *code = from(e.code), *point = from(e.point);
-  const float *base = from(e.base), *previous = from(e.previous), *threshold = e.threshold + atom;
+  const float *base = from(e.base), *previous = from(e.previous);
   const bool below = starts_below(e);
   for (int a = 0; a < atoms; ++a, sums += step) {
     Vec value = *sums;
@@ -45,7 +45,7 @@ static inline void finish_whole(AnalysisEpilogue e, const CodePosition& at, int 
       base += e.base.channel_stride;
     }
     if (e.shrink != Shrink::none) {
-      const Vec least = below ? Vec{} : splat(threshold[a]);
+      const Vec least = below ? Vec{} : splat(e.threshold[atom + a]);
       const Vec negative = e.shrink == Shrink::both ? positive_part(-value - least) : Vec{};
       value = positive_part(value - least) - negative;
     }
