@@ -45,22 +45,36 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("golden_file", files, ids=[file.stem for file in files])
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a GPU and --whole, a quarter of the cases, by their names, of tests that emulate GPU kernels."""
-    if config.getoption("--whole") or DEVICE != "cpu":
+    """Without a GPU and --whole, a quarter of the cases of tests that emulate GPU kernels.
+
+    Every value of a parameter that has few is met, and what is asked for by name is run.
+    """
+    named = any("::" in argument for argument in config.args) or config.getoption("lf", False)
+    if config.getoption("--whole") or DEVICE != "cpu" or named:
         return
-    cases: dict[str, list[pytest.Item]] = defaultdict(list)
+    cases: dict[str, list[pytest.Function]] = defaultdict(list)
     for item in items:
-        if item.path.stem in EMULATED and "golden_file" not in getattr(item, "fixturenames", ()):
+        emulated = item.path.stem in EMULATED and isinstance(item, pytest.Function)
+        if emulated and "golden_file" not in item.fixturenames:
             cases[item.nodeid.partition("[")[0]].append(item)
-    left_out = {
-        item
-        for test in cases.values()
-        for item in test[1:]
-        if len(test) >= 6 and zlib.crc32(item.nodeid.encode()) % 4
-    }
+    left_out: set[pytest.Item] = set()
+    for test in cases.values():
+        if len(test) >= 6:
+            left_out.update(set(test) - sample(test))
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
+
+
+def sample(test: list[pytest.Function]) -> set[pytest.Function]:
+    """A quarter of the cases by their names, and the first with each value of a parameter of at most 4 values."""
+    first: dict[str, dict[str, pytest.Function]] = defaultdict(dict)
+    for item in test:
+        for name, value in item.callspec.params.items():
+            first[name].setdefault(str(value), item)
+    few = {item for values in first.values() if len(values) <= 4 for item in values.values()}
+    return few | {item for item in test if zlib.crc32(item.nodeid.encode()) % 4 == 0}
 
 
 @pytest.fixture(params=BACKENDS)

@@ -199,6 +199,13 @@ def test_each_of_many_atoms_has_its_own_threshold_and_code_to_add_to(path: str) 
     assert_error(by_path(path)(problem), peers, oracle, times=ALLOWED[path])
 
 
+@tiled
+def test_weights_that_no_cache_holds_are_right_in_large_blocks(path: str) -> None:
+    problem = random_problem(dtype=torch.float32, channels=370, atoms=380, size=(17, 18), padding=1, batch=6)
+    peers, oracle = ways(Problem.plain, problem), problem.to(torch.float64).plain()
+    assert_error(by_path(path)(problem), peers, oracle, times=ALLOWED[path])
+
+
 @pytest.mark.parametrize("value", (torch.nan, torch.inf), ids=str)
 @pytest.mark.parametrize("path, reach", (("direct", 1), ("f2", 2), ("f4", 4)))
 def test_what_is_not_finite_spreads_no_further_than_a_tile_at_each_convolution(

@@ -1,8 +1,7 @@
 // csc_native::winograd: a 3x3 convolution of channels_last images with the step's epilogue.
 //
-// Tiles are taken in blocks whose transforms stay in the second-level cache: input transform, then for a group of
-// output channels at a time a product per point, output transform and epilogue, so that nothing but the images
-// themselves touches memory.
+// Tiles are taken in blocks whose transforms stay in a cache: input transform, then for a group of output channels at a
+// time a product per point, output transform and epilogue, so that nothing but the images themselves touches memory.
 
 #include <atomic>
 
@@ -11,8 +10,7 @@
 namespace csc {
 namespace {
 
-// Weights of more bytes than this are not found in a cache from one block of tiles to the next; blocks then take as
-// much as a thread's workspace may.
+// Weights of more bytes than this are not found in a cache from one block of tiles to the next, and blocks are large.
 constexpr int64_t kCachedWeights = 8 << 20, kLargeBlockBytes = 7 << 19;
 
 // The transforms of a dictionary (K, M, 3, 3), contiguous; see WinogradDictionary. Both results have (side + 2)^2
@@ -53,8 +51,9 @@ struct Convolution {
   int64_t block_tiles(int threads) const {
     const int64_t bytes = kernels.points * static_cast<int64_t>(sizeof(Real)) * (s.padded_inputs + kWinogradChannels);
     const int64_t all = kernels.points * static_cast<int64_t>(sizeof(Real)) * s.padded_inputs * s.padded_outputs;
-    const int64_t room = all > kCachedWeights ? kLargeBlockBytes : kWinogradBlockBytes;
-    const int64_t most = std::clamp<int64_t>(room / bytes, 4 * kernels.tile_block, 32 * kernels.tile_block);
+    const bool large = all > kCachedWeights;
+    const int64_t fitting = (large ? kLargeBlockBytes : kWinogradBlockBytes) / bytes / kernels.tile_block;
+    const int64_t most = std::clamp<int64_t>(fitting, large ? 1 : 4, 32) * kernels.tile_block;
     int64_t blocks = (tiles() + most - 1) / most;
     if (blocks < 4 * threads) blocks = (blocks + threads - 1) / threads * threads;
     return round_up_to((tiles() + blocks - 1) / blocks, kernels.tile_block);

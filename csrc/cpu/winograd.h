@@ -12,14 +12,15 @@
 
 namespace csc {
 
-// What a block of transformed tiles, and its products, take of the second-level cache.
+// What a block of transformed tiles, and its products, should take of the second-level cache.
 constexpr int64_t kWinogradBlockBytes = 256 << 10;
 
-// The points of a transform lie so far apart, one cache line more than whole rows: at a power of two they would share
-// the few sets of the first-level cache.
+// The points of a transform lie so far apart, an odd number of cache lines: at a power of two they would share few sets
+// of the first-level cache.
 template <typename Real>
 int64_t winograd_stride(int64_t tiles, int channels) {
-  return tiles * channels + static_cast<int64_t>(64 / sizeof(Real));
+  const int64_t line = 64 / sizeof(Real);
+  return ((tiles * channels + line - 1) / line | 1) * line;
 }
 
 inline int round_up_to(int64_t n, int64_t multiple) {

@@ -34,8 +34,9 @@ struct Correlation {
     const int64_t tile_bytes = 2 * kernels.points * kWinogradChannels * static_cast<int64_t>(sizeof(Real));
     const int64_t step = std::min(tiles(), std::max<int64_t>(kWinogradBlockBytes / tile_bytes, 24));
     const int64_t steps = (tiles() + step - 1) / step;
-    // Two to four pieces a thread share well enough; fewer blocks are cut into slices.
-    const int64_t slices = std::clamp<int64_t>(4 * threads / blocks, 1, steps), pieces = blocks * slices;
+    // Fewer blocks than threads are cut into slices, up to four for each thread where they have four steps or more.
+    const int64_t least = (threads + blocks - 1) / blocks, most = std::max<int64_t>(least, 4 * threads / blocks);
+    const int64_t slices = std::min(steps, std::clamp(steps / 4, least, most)), pieces = blocks * slices;
     std::vector<std::unique_ptr<Scratch<Real>>> sums(slices > 1 ? pieces : 0);
 
     // Taken one by one: processors are not equally fast, shared ones least of all.
@@ -66,14 +67,17 @@ struct Correlation {
       phases.write(seconds, task);
     });
     if (slices == 1) return;
-    parallel_tasks(blocks, [&](int64_t block) {
-      Real* total = sums[block * slices]->get();
+    parallel_tasks(blocks * kernels.points, [&](int64_t i) {
+      const int64_t first = i / kernels.points * slices, offset = i % kernels.points * kSums;
+      Real* total = sums[first]->get() + offset;
       for (int64_t slice = 1; slice < slices; ++slice) {
-        const Real* other = sums[block * slices + slice]->get();
-        for (int64_t i = 0; i < int64_t{kernels.points} * kSums; ++i) total[i] += other[i];
+        const Real* other = sums[first + slice]->get() + offset;
+        for (int64_t entry = 0; entry < kSums; ++entry) total[entry] += other[entry];
       }
+    });
+    parallel_tasks(blocks, [&](int64_t block) {
       WinogradGradient<Real> g = block_gradient(block % atom_blocks, block / atom_blocks);
-      g.sums = total;
+      g.sums = sums[block * slices]->get();
       kernels.add_gradient(g);
     });
   }
