@@ -3,8 +3,6 @@
 // An image is split into bands, whose borders are computed by both sides, only where there are fewer images than
 // threads.
 
-#include <atomic>
-
 #include "iterates.h"
 
 namespace csc {
@@ -38,16 +36,13 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   const int most = std::max(1, s.code_height / std::max(8, 2 * s.reach_height() * n_iter));
   const int bands = std::clamp(s.batch >= 2 * threads ? 1 : (2 * threads + s.batch - 1) / s.batch, 1, most);
   const int64_t pieces = static_cast<int64_t>(s.batch) * bands;
-  const int64_t tasks = std::min<int64_t>(pieces, threads);
-  // Taken one by one: processors are not equally fast, shared ones least of all.
-  std::atomic<int64_t> next_piece = 0;
-  parallel_tasks(tasks, [&](int64_t) {
-    if (next_piece >= pieces) return;
+  Pieces queue(pieces);
+  queue.share([&](int64_t) {
     Pool pool(s, widths);
     // Ahead by the reach of a gradient step, of which the first block of a band sees both sides.
     Iterates iterates(solve, pool, kBlockRows, direct ? n_iter - 1 : n_iter, [&](int) { return 2 * s.reach_height(); });
     const Plane staged = stream ? pool.codes(kBlockRows) : Plane{};
-    for (int64_t piece; (piece = next_piece.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
+    for (int64_t piece; (piece = queue.take()) < pieces;) {
       const int64_t n = piece / bands;
       const int band = static_cast<int>(piece % bands);
       const int begin = whole_pairs(s, s.code_height * band / bands);

@@ -15,8 +15,6 @@
 // the published SDNet takes its gradient at z_(k-1), so that there H_k = G_k and dL/dz_(k-1) has t A' image_k alone.
 // The step size of the analysis is in the packed dictionary; the caller multiplies the sums by their t.
 
-#include <atomic>
-
 #include "iterates.h"
 
 namespace csc {
@@ -252,16 +250,15 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
   const Solve solve{s, widths, pack, options, kernels, z0.has_value(), mask.has_value()};
   const Wanted wanted{grad_x.has_value(), grad_dictionary.has_value(), grad_z0.has_value(), penalty.has_value()};
 
-  // Taken one by one, as the forward takes its samples. What a group adds to the dictionary's gradient does not depend
-  // on who computes it, and groups are added in order: the same bits every time.
+  // What a group adds to the dictionary's gradient does not depend on who computes it, and groups are added in order:
+  // the same bits every time.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t groups = std::min<int64_t>(s.batch, std::max<int64_t>(kGroups, 4 * threads));
   std::vector<std::vector<float>> parts(groups);
-  std::atomic<int64_t> next_group = 0;
-  parallel_tasks(std::min(groups, threads), [&](int64_t) {
-    if (next_group >= groups) return;
+  Pieces queue(groups);
+  queue.share([&](int64_t) {
     Reverse reverse(solve, wanted);
-    for (int64_t group; (group = next_group.fetch_add(1, std::memory_order_relaxed)) < groups;) {
+    for (int64_t group; (group = queue.take()) < groups;) {
       for (int64_t n = s.batch * group / groups; n < s.batch * (group + 1) / groups; ++n) {
         const Penalty thresholds(threshold, n), divisors(divisor, n);
         reverse.run(sample(gradient, n), sample(x, n), z0 ? sample(*z0, n) : Strided{},

@@ -7,6 +7,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <optional>
 #include <stdexcept>
@@ -121,5 +123,26 @@ void parallel_tasks(int64_t count, const Task& task) {
     for (int64_t i = begin; i < end; ++i) task(i);
   });
 }
+
+// Pieces of work that threads take one after the other: processors are seldom equally fast, shared ones least of all.
+class Pieces {
+ public:
+  explicit Pieces(int64_t count) : count_(count) {}
+
+  // The next piece; none is left where it is not below the count.
+  int64_t take() { return next_.fetch_add(1, std::memory_order_relaxed); }
+
+  // Calls worker(task) on as many threads as there are pieces for; on none that comes after the last was taken.
+  template <typename Worker>
+  void share(const Worker& worker) {
+    parallel_tasks(std::min<int64_t>(count_, torch::stable::get_num_threads()), [&](int64_t task) {
+      if (next_.load(std::memory_order_relaxed) < count_) worker(task);
+    });
+  }
+
+ private:
+  const int64_t count_;
+  std::atomic<int64_t> next_ = 0;
+};
 
 }  // namespace csc

@@ -3,8 +3,6 @@
 // Tiles are taken in blocks whose transforms stay in a cache: input transform, then for a group of output channels at a
 // time a product per point, output transform and epilogue, so that nothing but the images themselves touches memory.
 
-#include <atomic>
-
 #include "winograd.h"
 
 namespace csc {
@@ -12,6 +10,8 @@ namespace {
 
 // Weights of more bytes than this are not found in a cache from one block of tiles to the next, and blocks are large.
 constexpr int64_t kCachedWeights = 8 << 20, kLargeBlockBytes = 7 << 19;
+
+constexpr int64_t kStreamedBytes = 4 << 20;
 
 // The transforms of a dictionary (K, M, 3, 3), contiguous; see WinogradDictionary. Both results have (side + 2)^2
 // times the rounded up channels times the rounded up atoms.
@@ -44,7 +44,7 @@ struct Convolution {
   const Tensor& output;
   const std::optional<Tensor>& seconds;
 
-  int64_t tiles() const { return static_cast<int64_t>(s.tiles()) * input.size(0); }
+  int64_t tiles() const { return static_cast<int64_t>(s.tiles) * input.size(0); }
 
   // A block stays in the second-level cache, unless the weights are more than any cache holds: they come from memory
   // for every block, and large blocks take longer than that.
@@ -59,6 +59,14 @@ struct Convolution {
     return round_up_to((tiles() + blocks - 1) / blocks, kernels.tile_block);
   }
 
+  // Outputs too large to be found in a cache when they are read again are written around the caches.
+  bool streams() const {
+    for (const int dim : {0, 2, 3})
+      if (output.stride(dim) % kernels.lanes) return false;
+    return output.numel() * static_cast<int64_t>(sizeof(Real)) >= kStreamedBytes &&
+           reinterpret_cast<uintptr_t>(output.data_ptr()) % 64 == 0;
+  }
+
   void run() const {
     if (tiles() == 0) return;
     const int threads = static_cast<int>(torch::stable::get_num_threads());
@@ -66,51 +74,78 @@ struct Convolution {
     const int64_t groups = (s.outputs + kWinogradChannels - 1) / kWinogradChannels;
     // Threads share the tiles; where there are too few for all, the groups of outputs as well.
     const int64_t splits = std::min(groups, std::max<int64_t>(1, threads / blocks)), pieces = blocks * splits;
-    // Taken one by one: processors are not equally fast, shared ones least of all.
-    std::atomic<int64_t> next_piece = 0;
-    parallel_tasks(std::min<int64_t>(pieces, threads), [&](int64_t task) {
-      if (next_piece >= pieces) return;
+    const auto part = [&](int64_t piece) {
+      const int64_t first = piece / splits * block;
+      return Part{first, std::min(block, tiles() - first), Slice(groups, piece % splits, splits)};
+    };
+    Pieces queue(pieces);
+    queue.share([&](int64_t task) {
       const Scratch<Real> from(kernels.points * winograd_stride<Real>(block, s.padded_inputs));
       const Scratch<Real> to(kernels.points * winograd_stride<Real>(block, kWinogradChannels));
       Phases phases(seconds.has_value());
-      for (int64_t piece; (piece = next_piece.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
-        const int64_t first = piece / splits * block, split = piece % splits;
-        block_of_tiles(first, static_cast<int>(std::min(block, tiles() - first)), block, from.get(), to.get(),
-                       groups * split / splits, groups * (split + 1) / splits, phases);
+      for (int64_t piece = queue.take(), next; piece < pieces; piece = next) {
+        next = queue.take();
+        compute(part(piece), next < pieces ? part(next) : Part{0, 0, {0, 0, 1}}, block, from.get(), to.get(), phases);
       }
+      if (epilogue.stream) kernels.streamed();
       phases.write(seconds, task);
     });
   }
 
-  void block_of_tiles(int64_t first, int count, int64_t block, Real* from, Real* to, int64_t first_group,
-                      int64_t last_group, Phases& phases) const {
+  // Tiles from `first` on, and groups of outputs.
+  struct Part {
+    int64_t first, count;
+    Slice groups;
+  };
+
+  int position(int64_t tile) const { return static_cast<int>(tile % s.tiles); }
+
+  void compute(const Part& part, const Part& next, int64_t block, Real* from, Real* to, Phases& phases) const {
     const int64_t from_stride = winograd_stride<Real>(block, s.padded_inputs);
     const int64_t to_stride = winograd_stride<Real>(block, kWinogradChannels);
     const int64_t per_point = static_cast<int64_t>(s.padded_inputs) * s.padded_outputs;
-    for (int i = 0; i < count; ++i) {
-      const int64_t tile = first + i;
-      kernels.transform_input(s, picture<Real>(input, tile / s.tiles()), s.inputs, static_cast<int>(tile % s.tiles()),
-                              from + i * static_cast<int64_t>(s.padded_inputs), from_stride);
+    for (int64_t i = 0; i < part.count; ++i) {
+      const int64_t tile = part.first + i;
+      kernels.transform_input(s, picture<Real>(input, tile / s.tiles), s.inputs, position(tile),
+                              from + i * s.padded_inputs, from_stride);
     }
     phases.next(0);
-    for (int64_t group = first_group; group < last_group; ++group) {
-      const int k = static_cast<int>(group) * kWinogradChannels;
-      const int channels = std::min(kWinogradChannels, s.outputs - k);
-      const Real* panels = weights + static_cast<int64_t>(k) * s.padded_inputs;
-      for (int point = 0; point < kernels.points; ++point)
-        kernels.multiply(from + point * from_stride, panels + point * per_point, round_up_to(count, kernels.tile_block),
-                         s.padded_inputs, round_up_to(channels, kernels.lanes), to + point * to_stride);
+    for (int64_t group = part.groups.begin; group < part.groups.end; ++group) {
+      const int64_t k = group * kWinogradChannels;
+      const int channels = static_cast<int>(std::min<int64_t>(kWinogradChannels, s.outputs - k));
+      const Real* panels = weights + k * s.padded_inputs;
+      for (int point = 0; point < kernels.points; ++point) {
+        ask_for_addend(part, Slice(part.count, point, kernels.points), k, channels);
+        const int64_t done = (group - part.groups.begin) * kernels.points + point;
+        ask_for_input(next, Slice(next.count, done, (part.groups.end - part.groups.begin) * kernels.points));
+        kernels.multiply(from + point * from_stride, panels + point * per_point,
+                         round_up_to(part.count, kernels.tile_block), s.padded_inputs,
+                         round_up_to(channels, kernels.lanes), to + point * to_stride);
+      }
       phases.next(1);
       WinogradEpilogue<Real> e = epilogue;
       if (e.threshold) e.threshold += k;
-      for (int i = 0; i < count; ++i) {
-        const int64_t tile = first + i, n = tile / s.tiles();
+      for (int64_t i = 0; i < part.count; ++i) {
+        const int64_t tile = part.first + i, n = tile / s.tiles;
         if (addend) e.addend = channels_from(picture<Real>(*addend, n), k);
-        kernels.transform_output(s, e, channels, to + i * static_cast<int64_t>(kWinogradChannels), to_stride,
-                                 static_cast<int>(tile % s.tiles()), channels_from(picture<Real>(output, n), k));
+        kernels.transform_output(s, e, channels, to + i * kWinogradChannels, to_stride, position(tile),
+                                 channels_from(picture<Real>(output, n), k));
       }
       phases.next(2);
     }
+  }
+
+  void ask_for_input(const Part& part, const Slice& slice) const {
+    for (int64_t tile = part.first + slice.begin; tile < part.first + slice.end; ++tile)
+      ask_for_pixels(picture<Real>(input, tile / s.tiles), s.height, s.width, s.tile_y(position(tile)) - s.top,
+                     s.tile_x(position(tile)) - s.left, s.side + 2, s.inputs);
+  }
+
+  void ask_for_addend(const Part& part, const Slice& slice, int64_t channel, int channels) const {
+    if (!addend) return;
+    for (int64_t tile = part.first + slice.begin; tile < part.first + slice.end; ++tile)
+      ask_for_pixels(channels_from(picture<Real>(*addend, tile / s.tiles), channel), s.out_height, s.out_width,
+                     s.tile_y(position(tile)), s.tile_x(position(tile)), s.side, channels);
   }
 };
 
@@ -121,15 +156,16 @@ void winograd(Tensor input, Tensor weights, int64_t side, int64_t top, int64_t l
     WinogradEpilogue<Real> epilogue;
     epilogue.relu = relu;
     if (threshold) epilogue.threshold = static_cast<const Real*>(threshold->data_ptr());
-    Convolution<Real>{kernels,
-                      winograd_shape(kernels, input, output, top, left),
-                      static_cast<const Real*>(weights.data_ptr()),
-                      epilogue,
-                      input,
-                      addend,
-                      output,
-                      seconds}
-        .run();
+    Convolution<Real> convolution{kernels,
+                                  winograd_shape(kernels, input, output, top, left),
+                                  static_cast<const Real*>(weights.data_ptr()),
+                                  epilogue,
+                                  input,
+                                  addend,
+                                  output,
+                                  seconds};
+    convolution.epilogue.stream = convolution.streams();
+    convolution.run();
   });
 }
 

@@ -52,9 +52,22 @@ Picture<Real> picture(const Tensor& t, int64_t n) {
 }
 
 template <typename Real>
-Picture<Real> channels_from(Picture<Real> p, int channel) {
+Picture<Real> channels_from(Picture<Real> p, int64_t channel) {
   p.data += channel;
   return p;
+}
+
+// Brings some channels of the pixels [y, y + side) x [x, x + side) of a picture towards the processor. Pixels of a tile
+// lie too far apart for it to foresee, and a transform is over before memory answers: whoever multiplies asks for what
+// is read next.
+template <typename Real>
+void ask_for_pixels(const Picture<Real>& p, int height, int width, int y, int x, int side, int channels) {
+  constexpr int line = 64 / sizeof(Real);
+  for (int r = std::max(y, 0); r < std::min(y + side, height); ++r)
+    for (int c = std::max(x, 0); c < std::min(x + side, width); ++c)
+      for (int m = 0; m < channels; m += line) __builtin_prefetch(p.data + r * p.row + c * p.column + m, 0, 2);
+  // GCC drops calls of a function that does nothing but prefetch.
+  asm volatile("");
 }
 
 // `input` and `output` are channels_last; `output` may also be the gradient that belongs to one.
@@ -73,6 +86,8 @@ WinogradShape winograd_shape(const WinogradKernels<Real>& kernels, const Tensor&
   s.top = static_cast<int>(top);
   s.left = static_cast<int>(left);
   s.side = kernels.side;
+  s.tile_columns = round_up_to(s.out_width, s.side) / s.side;
+  s.tiles = round_up_to(s.out_height, s.side) / s.side * s.tile_columns;
   return s;
 }
 
@@ -85,6 +100,12 @@ class Scratch {
 
  private:
   Floats floats_;
+};
+
+// Slice `i` of `count` things, cut into `slices`.
+struct Slice {
+  int64_t begin, end;
+  Slice(int64_t count, int64_t i, int64_t slices) : begin(count * i / slices), end(count * (i + 1) / slices) {}
 };
 
 // Where the time of a task goes, for benchmarks: `next(i)` books what passed since the last call on phase i.

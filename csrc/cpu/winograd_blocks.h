@@ -17,10 +17,11 @@ struct WinogradShape {
   int out_height, out_width;
   int top, left;  // Zeros before the first row and column of the input.
   int side;       // Rows and columns of outputs that a tile has.
+  int tiles, tile_columns;
 
-  int tile_rows() const { return (out_height + side - 1) / side; }
-  int tile_columns() const { return (out_width + side - 1) / side; }
-  int tiles() const { return tile_rows() * tile_columns(); }
+  // The first output of a tile.
+  int tile_y(int tile) const { return tile / tile_columns * side; }
+  int tile_x(int tile) const { return tile % tile_columns * side; }
 };
 
 // One sample, channels adjacent.
@@ -31,11 +32,12 @@ struct Picture {
   explicit operator bool() const { return data != nullptr; }
 };
 
-// output = max(addend + sum - threshold, 0), each part where it is given.
+// output = max(addend + sum - threshold, 0), each part where it is given. `stream`: written around the caches, which
+// takes pixels aligned to vectors.
 template <typename Real>
 struct WinogradEpilogue {
   const Real* threshold = nullptr;  // [padded_outputs]
-  bool relu = false;
+  bool relu = false, stream = false;
   Picture<Real> addend;
 };
 
@@ -77,7 +79,9 @@ struct WinogradKernels {
   void (*multiply)(const Real* from, const Real* weights, int tiles, int inputs, int outputs, Real* to);
   void (*transform_output)(const WinogradShape&, const WinogradEpilogue<Real>&, int channels, const Real* from,
                            int64_t point_stride, int tile, const Picture<Real>& output);
-  // The transposes of the last three: of a tile of what the outputs' gradient is, of the product, of the weights.
+  void (*streamed)();  // After a thread's last transform_output that streams.
+  // The transposes of the last three transforms: of a tile of what the outputs' gradient is, of the product, of the
+  // weights.
   void (*transform_gradient)(const WinogradShape&, const Picture<Real>&, int channels, int tile, Real* to,
                              int64_t point_stride);
   void (*accumulate)(const Real* codes, const Real* images, int tiles, int atoms, int channels, Real* sums);

@@ -4,8 +4,6 @@
 // pass, and are transformed once at the end. Wide dictionaries have many such blocks, which share nothing. Of
 // narrow ones the threads take slices of the tiles, whose sums are added in order: the same bits every time.
 
-#include <atomic>
-
 #include "winograd.h"
 
 namespace csc {
@@ -23,7 +21,7 @@ struct Correlation {
 
   static constexpr int kSums = kWinogradChannels * kWinogradChannels;
 
-  int64_t tiles_of_one() const { return static_cast<int64_t>(s.tiles()) * images[0].size(0); }
+  int64_t tiles_of_one() const { return static_cast<int64_t>(s.tiles) * images[0].size(0); }
   int64_t tiles() const { return tiles_of_one() * static_cast<int64_t>(images.size()); }
 
   void run() const {
@@ -39,15 +37,13 @@ struct Correlation {
     const int64_t slices = std::min(steps, std::clamp(steps / 4, least, most)), pieces = blocks * slices;
     std::vector<std::unique_ptr<Scratch<Real>>> sums(slices > 1 ? pieces : 0);
 
-    // Taken one by one: processors are not equally fast, shared ones least of all.
-    std::atomic<int64_t> next_piece = 0;
-    parallel_tasks(std::min<int64_t>(pieces, threads), [&](int64_t task) {
-      if (next_piece >= pieces) return;
+    Pieces queue(pieces);
+    queue.share([&](int64_t task) {
       const Scratch<Real> image_points(kernels.points * winograd_stride<Real>(step, kWinogradChannels));
       const Scratch<Real> code_points(kernels.points * winograd_stride<Real>(step, kWinogradChannels));
       std::unique_ptr<Scratch<Real>> sum;
       Phases phases(seconds.has_value());
-      for (int64_t piece; (piece = next_piece.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
+      for (int64_t piece; (piece = queue.take()) < pieces;) {
         const int64_t block = piece / slices, slice = piece % slices;
         if (sum)
           std::fill_n(sum->get(), kernels.points * kSums, Real(0));
@@ -55,8 +51,7 @@ struct Correlation {
           sum = std::make_unique<Scratch<Real>>(kernels.points * kSums);
         WinogradGradient<Real> g = block_gradient(block % atom_blocks, block / atom_blocks);
         for (int64_t b = steps * slice / slices; b < steps * (slice + 1) / slices; ++b)
-          add_tiles(g, b * step, static_cast<int>(std::min(step, tiles() - b * step)), step, image_points.get(),
-                    code_points.get(), sum->get(), phases);
+          add_tiles(g, b * step, step, image_points.get(), code_points.get(), sum->get(), phases);
         g.sums = sum->get();
         if (slices == 1)
           kernels.add_gradient(g);
@@ -95,23 +90,42 @@ struct Correlation {
     return g;
   }
 
-  void add_tiles(const WinogradGradient<Real>& g, int64_t first, int count, int64_t step, Real* image_points,
-                 Real* code_points, Real* sums, Phases& phases) const {
+  // Pictures and place of a tile of all pairs.
+  struct Place {
+    Picture<Real> image, code;
+    int position;
+  };
+
+  Place place(const WinogradGradient<Real>& g, int64_t tile) const {
+    const size_t pair = static_cast<size_t>(tile / tiles_of_one());
+    const int64_t n = tile % tiles_of_one() / s.tiles;
+    return {channels_from(picture<Real>(images[pair], n), g.first_channel),
+            channels_from(picture<Real>(codes[pair], n), g.first_atom), static_cast<int>(tile % s.tiles)};
+  }
+
+  // Adds `step` tiles, or what is left of them, from `first` on.
+  void add_tiles(const WinogradGradient<Real>& g, int64_t first, int64_t step, Real* image_points, Real* code_points,
+                 Real* sums, Phases& phases) const {
     const int64_t stride = winograd_stride<Real>(step, kWinogradChannels);
+    const int64_t count = std::min(step, tiles() - first), later = std::min(step, tiles() - first - count);
     const int atoms = g.last_atom - g.first_atom, channels = g.last_channel - g.first_channel;
-    for (int i = 0; i < count; ++i) {
-      const size_t pair = static_cast<size_t>((first + i) / tiles_of_one());
-      const int64_t tile = (first + i) % tiles_of_one(), n = tile / s.tiles();
-      const int position = static_cast<int>(tile % s.tiles());
-      kernels.transform_input(s, channels_from(picture<Real>(images[pair], n), g.first_channel), channels, position,
-                              image_points + i * kWinogradChannels, stride);
-      kernels.transform_gradient(s, channels_from(picture<Real>(codes[pair], n), g.first_atom), atoms, position,
-                                 code_points + i * kWinogradChannels, stride);
+    for (int64_t i = 0; i < count; ++i) {
+      const Place p = place(g, first + i);
+      kernels.transform_input(s, p.image, channels, p.position, image_points + i * kWinogradChannels, stride);
+      kernels.transform_gradient(s, p.code, atoms, p.position, code_points + i * kWinogradChannels, stride);
     }
     phases.next(0);
-    for (int point = 0; point < kernels.points; ++point)
-      kernels.accumulate(code_points + point * stride, image_points + point * stride, count, atoms, channels,
-                         sums + point * kSums);
+    for (int point = 0; point < kernels.points; ++point) {
+      const Slice next(later, point, kernels.points);
+      for (int64_t tile = first + count + next.begin; tile < first + count + next.end; ++tile) {
+        const Place p = place(g, tile);
+        const int y = s.tile_y(p.position), x = s.tile_x(p.position);
+        ask_for_pixels(p.image, s.height, s.width, y - s.top, x - s.left, s.side + 2, channels);
+        ask_for_pixels(p.code, s.out_height, s.out_width, y, x, s.side, atoms);
+      }
+      kernels.accumulate(code_points + point * stride, image_points + point * stride, static_cast<int>(count), atoms,
+                         channels, sums + point * kSums);
+    }
     phases.next(1);
   }
 };

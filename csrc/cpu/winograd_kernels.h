@@ -133,7 +133,7 @@ template <template <typename> class Kind, typename Real>
 static void winograd_input(const WinogradShape& s, const Picture<Real>& input, int channels, int tile, Real* to,
                            int64_t point_stride) {
   typedef Kind<Real> Tile;
-  const int y = tile / s.tile_columns() * Tile::kSide - s.top, x = tile % s.tile_columns() * Tile::kSide - s.left;
+  const int y = s.tile_y(tile) - s.top, x = s.tile_x(tile) - s.left;
   transform_pixels<Tile::kPoints, Tile::kPoints>(Tile::input, input, s.height, s.width, channels, y, x, to,
                                                  point_stride);
 }
@@ -143,7 +143,7 @@ template <template <typename> class Kind, typename Real>
 static void winograd_gradient(const WinogradShape& s, const Picture<Real>& output, int channels, int tile, Real* to,
                               int64_t point_stride) {
   typedef Kind<Real> Tile;
-  const int y = tile / s.tile_columns() * Tile::kSide, x = tile % s.tile_columns() * Tile::kSide;
+  const int y = s.tile_y(tile), x = s.tile_x(tile);
   transform_pixels<Tile::kSide, Tile::kPoints>(Tile::gradient, output, s.out_height, s.out_width, channels, y, x, to,
                                                point_stride);
 }
@@ -207,7 +207,7 @@ static void winograd_output(const WinogradShape& s, const WinogradEpilogue<Real>
   typedef Kind<Real> Tile;
   typedef typename VectorOf<Real>::type V;
   constexpr int lanes = VectorOf<Real>::lanes, points = Tile::kPoints, side = Tile::kSide;
-  const int y = tile / s.tile_columns() * side, x = tile % s.tile_columns() * side;
+  const int y = s.tile_y(tile), x = s.tile_x(tile);
   const int rows = s.out_height - y < side ? s.out_height - y : side;
   const int columns = s.out_width - x < side ? s.out_width - x : side;
   const bool whole = rows == side && columns == side;
@@ -238,7 +238,10 @@ static void winograd_output(const WinogradShape& s, const WinogradEpilogue<Real>
         if (whole && count == lanes) {
           if (addend) value += load(addend + addend_at);
           if (e.relu) value = positive_part(value);
-          store(first + at, value);
+          if (e.stream)
+            stream(first + at, value);
+          else
+            store(first + at, value);
         } else if (r < rows && c < columns) {
           if (addend) value += load_partial(addend + addend_at, count);
           if (e.relu) value = positive_part(value);
@@ -348,6 +351,7 @@ static constexpr WinogradKernels<Real> winograd_kernels() {
           winograd_input<Kind, Real>,
           winograd_multiply<Real>,
           winograd_output<Kind, Real>,
+          streamed,
           winograd_gradient<Kind, Real>,
           winograd_accumulate<Real>,
           winograd_add_gradient<Kind, Real>};

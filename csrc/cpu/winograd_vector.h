@@ -20,6 +20,9 @@ static inline DoubleVec load(const double* from) { return *reinterpret_cast<cons
 
 static inline void store(double* to, DoubleVec value) { *reinterpret_cast<UnalignedDoubleVec*>(to) = value; }
 
+// Doubles are for the tests, which have no large pictures.
+static inline void stream(double* to, DoubleVec value) { store(to, value); }
+
 static inline DoubleVec splat(double value) { return value - DoubleVec{}; }
 
 static inline DoubleVec load_partial(const double* from, int lanes) {
