@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -37,6 +38,7 @@ _GPU_ORDER = {
 }
 
 
+@functools.cache
 def _module(name: str) -> ModuleType:
     return import_module(_MODULES[name], __package__)
 

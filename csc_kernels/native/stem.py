@@ -37,6 +37,13 @@ def per_code(value: Tensor, z_shape: Sequence[int]) -> Tensor:
     return value.expand(value.shape[0], z_shape[1], *spatial).contiguous()
 
 
+def threshold(lmbda: Tensor, step_size: Tensor, z_shape: Sequence[int]) -> Tensor:
+    """t lmbda; of a number in one operation, as small ones take longer than it seems once caches have forgotten them."""
+    if lmbda.dim() == 0:
+        return torch.full((1, z_shape[1], 1, 1), step_size.item() * lmbda.item(), dtype=torch.float32)
+    return per_code(step_size * lmbda, z_shape)
+
+
 def divisor(mu: Tensor, step_size: Tensor, z_shape: Sequence[int]) -> Tensor | None:
     """1 + t mu; None where mu is the number 0."""
     if mu.dim() == 0 and mu.item() == 0:
@@ -100,7 +107,7 @@ def fista_step(x, z, y, dictionary, lmbda, mu, step_size, beta, stride, pads, no
     y_next = unused(x) if beta is None else empty(x, z.shape)
     torch.ops.csc_native.analysis(
         r, dictionary, stride, pads, takes_pairs(), step_size.item(), y,
-        per_code(step_size * lmbda, z.shape), divisor(mu, step_size, z.shape), nonneg,
+        threshold(lmbda, step_size, z.shape), divisor(mu, step_size, z.shape), nonneg,
         None if beta is None else z, beta or 0.0, z_next, None if beta is None else y_next,
     )  # fmt: skip
     return z_next, y_next
@@ -169,11 +176,11 @@ def part_of(tensor: Tensor | None, part: slice | None) -> Tensor | None:
 
 def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum, keep):
     z = empty(x, code_shape(x, dictionary, stride, pads))
-    threshold, scale = per_code(step_size * lmbda, z.shape), divisor(mu, step_size, z.shape)
+    thresholds, scale = threshold(lmbda, step_size, z.shape), divisor(mu, step_size, z.shape)
     t, mask, weights = step_size.item(), mask_like(x, mask), step_weights(n_iter, momentum)
     for part in parts(dictionary, z, n_iter):
         torch.ops.csc_native.fista(
-            part_of(x, part), dictionary, part_of(threshold, part), part_of(scale, part), t, part_of(z0, part),
+            part_of(x, part), dictionary, part_of(thresholds, part), part_of(scale, part), t, part_of(z0, part),
             part_of(mask, part), stride, pads, takes_pairs(), nonneg, momentum == "sdnet", weights,
             part_of(z, part),
         )  # fmt: skip
@@ -191,12 +198,12 @@ def fista_backward(
     grad_z0 = empty(x, z.shape) if needs[5] else None
     sums = zeros(x.shape[0], 2, z.shape[1]) if penalty else None
     grad_dictionary = zeros(dictionary.shape) if needs[1] else None
-    threshold, scale = per_code(step_size * lmbda, z.shape), divisor(mu, step_size, z.shape)
+    thresholds, scale = threshold(lmbda, step_size, z.shape), divisor(mu, step_size, z.shape)
     mask, weights = mask_like(x, mask), step_weights(n_iter, momentum)
     # A thread takes whole samples here.
     for part in parts(dictionary, z, n_iter, torch.get_num_threads()):
         torch.ops.csc_native.fista_backward(
-            part_of(grad, part), part_of(x, part), dictionary, part_of(threshold, part), part_of(scale, part), t,
+            part_of(grad, part), part_of(x, part), dictionary, part_of(thresholds, part), part_of(scale, part), t,
             part_of(z0, part), part_of(mask, part), stride, pads, takes_pairs(), nonneg, momentum == "sdnet",
             weights, part_of(z, part), part_of(grad_x, part), part_of(grad_z0, part), part_of(sums, part),
             grad_dictionary,

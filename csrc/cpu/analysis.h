@@ -93,11 +93,19 @@ struct Rows {
   float* code[V];
   const float *base[V], *threshold;
   int64_t code_stride, base_stride;  // From atom to atom.
+  bool add, stream;                  // There is a base; the code goes around the caches.
+
+  Rows(const AnalysisEpilogue& e, int atom)
+      : threshold(e.threshold ? e.threshold + atom : nullptr),
+        code_stride(e.code.channel_stride),
+        base_stride(e.base.channel_stride),
+        add(e.base),
+        stream(e.stream) {}
 };
 
-// The usual epilogue on whole vectors; add: there is a base.
+// The usual epilogue on whole vectors.
 template <int A, int V>
-static inline void finish_rows(const Rows<V>& rows, bool add, Vec (&sums)[A][V]) {
+static inline void finish_rows(const Rows<V>& rows, Vec (&sums)[A][V]) {
   if (!rows.threshold) {
 #pragma GCC unroll 8
     for (int a = 0; a < A; ++a)
@@ -106,7 +114,7 @@ static inline void finish_rows(const Rows<V>& rows, bool add, Vec (&sums)[A][V])
         store(rows.code[v] + a * rows.code_stride, sums[a][v] + load(rows.base[v] + a * rows.base_stride));
     return;
   }
-  if (add) {
+  if (rows.add) {
 #pragma GCC unroll 8
     for (int a = 0; a < A; ++a) {
       const Vec threshold = splat(rows.threshold[a]);
@@ -117,7 +125,13 @@ static inline void finish_rows(const Rows<V>& rows, bool add, Vec (&sums)[A][V])
 #pragma GCC unroll 8
   for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) store(rows.code[v] + a * rows.code_stride, positive_part(sums[a][v]));
+    for (int v = 0; v < V; ++v) {
+      float* to = rows.code[v] + a * rows.code_stride;
+      if (rows.stream)
+        stream(to, positive_part(sums[a][v]));
+      else
+        store(to, positive_part(sums[a][v]));
+    }
 }
 
 // Any epilogue, `below` rows below the positions.
@@ -137,10 +151,7 @@ static inline void finish_any(const AnalysisEpilogue& e, const CodePosition* at,
 template <int A, int V>
 static inline void finish(const AnalysisEpilogue& e, const CodePosition* at, int atom, Vec (&sums)[A][V]) {
   bool usual = is_usual(e);
-  Rows<V> rows;
-  rows.code_stride = e.code.channel_stride;
-  rows.base_stride = e.base.channel_stride;
-  rows.threshold = e.threshold ? e.threshold + atom : nullptr;
+  Rows<V> rows(e, atom);
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
     usual = usual && at[v].lanes == kLanes;
@@ -148,7 +159,7 @@ static inline void finish(const AnalysisEpilogue& e, const CodePosition* at, int
     rows.base[v] = e.base ? e.base.row(at[v].row) + at[v].column + atom * rows.base_stride : nullptr;
   }
   if (usual)
-    finish_rows<A, V>(rows, static_cast<bool>(e.base), sums);
+    finish_rows<A, V>(rows, sums);
   else
     finish_any<A, V>(e, at, 0, atom, sums);
 }
@@ -159,22 +170,26 @@ struct Taps {
   const int* offsets;
 };
 
-// sums[a][v] += weights[a] * the pixels of vector v, over the taps of one row.
+// sums[a][v] += weights[a] * the pixels of vector v at a tap.
+template <int A, int V>
+static inline void add_product(int offset, const float* const (&pixels)[V], const float*& weights, Vec (&sums)[A][V]) {
+  Vec x[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) x[v] = load(pixels[v] + offset);
+#pragma GCC unroll 8
+  for (int a = 0; a < A; ++a) {
+    const Vec w = splat(weights[a]);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sums[a][v] += w * x[v];
+  }
+  weights += A;
+}
+
+// The same over the taps of one row.
 template <int A, int V>
 static inline void add_products(const Taps& taps, const float* const (&pixels)[V], const float*& weights,
                                 Vec (&sums)[A][V]) {
-  for (int t = 0; t < taps.count; ++t, weights += A) {
-    const int offset = taps.offsets[t];
-    Vec x[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) x[v] = load(pixels[v] + offset);
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) {
-      const Vec w = splat(weights[a]);
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sums[a][v] += w * x[v];
-    }
-  }
+  for (int t = 0; t < taps.count; ++t) add_product<A, V>(taps.offsets[t], pixels, weights, sums);
 }
 
 template <int A, int V>

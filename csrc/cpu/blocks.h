@@ -62,6 +62,7 @@ struct AnalysisEpilogue {
   const float* divisor = nullptr;
   Plane threshold_map, divisor_map;
   Plane code;
+  bool stream = false;  // Write the code around the caches, its rows being aligned to vectors.
   float beta = 0;
   Plane previous, point;
 };
@@ -148,6 +149,7 @@ struct Kernels {
   void (*combine)(const Plane& to, float scale, const Plane& from, const Shape&, int begin, int end);
   void (*read_codes)(const Strided& from, const Plane& to, const Shape&, int begin, int end);
   void (*stream_codes)(const Plane& from, const Plane& to, const Shape&, int begin, int end);
+  void (*streamed)();  // After a thread's last write around the caches.
   void (*write_codes)(const Plane& from, const Strided& to, const Shape&, int begin, int end);
   const Winograd* winograd;
 };

@@ -136,7 +136,6 @@ static void stream_codes(const Plane& from, const Plane& to, const Shape& s, int
       for (int column = 0; column < s.code_width; column += kLanes) stream(target + column, load(source + column));
     }
   }
-  streamed();
 }
 
 static void write_codes(const Plane& from, const Strided& to, const Shape& s, int begin, int end) {

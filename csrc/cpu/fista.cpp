@@ -8,11 +8,9 @@
 namespace csc {
 namespace {
 
-constexpr int kBlockRows = 4;  // Rows of codes computed together.
-
 // Codes of more bytes than this are written around the caches: no second-level cache holds as many, but should hold the
 // rows that wait to be written.
-constexpr int64_t kStreamedBytes = 8 << 20, kWaitingBytes = 256 << 10;
+constexpr int64_t kStreamedBytes = 8 << 20, kWaitingBytes = 256 << 10, kLineBytes = 64;
 
 void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> divisor, double step_size,
            std::optional<Tensor> z0, std::optional<Tensor> mask, std::vector<int64_t> stride, std::vector<int64_t> pads,
@@ -27,9 +25,13 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   const Solve solve{s, widths, pack, options, kernels, z0.has_value(), mask.has_value()};
   const int n_iter = options.n_iter();
   const bool direct = has_rows(sample(z, 0), s.code_width);
-  const bool stream = direct && is_aligned(z, kernels.lanes) && s.code_width % kernels.lanes == 0 &&
-                      int64_t{4} * kBlockRows * s.atoms * widths.code <= kWaitingBytes &&
+  const bool around = direct && is_aligned(z, kernels.lanes) && s.code_width % kernels.lanes == 0 &&
                       int64_t{4} * s.batch * s.atoms * s.code_height * s.code_width > kStreamedBytes;
+  // Rows of codes computed together: enough of them for the blocks of registers that long vectors have.
+  const int block_rows = std::max(4, kernels.lanes / 2);
+  // Vectors that are whole cache lines leave the registers so; parts of lines wait until their rows are complete.
+  const bool stream = around && kernels.lanes * int64_t{4} >= kLineBytes;
+  const bool wait = around && !stream && int64_t{4} * block_rows * s.atoms * widths.code <= kWaitingBytes;
 
   // As many bands as give every thread work, none of fewer rows than its borders.
   const int threads = static_cast<int>(torch::stable::get_num_threads());
@@ -40,8 +42,8 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   queue.share([&](int64_t) {
     Pool pool(s, widths);
     // Ahead by the reach of a gradient step, of which the first block of a band sees both sides.
-    Iterates iterates(solve, pool, kBlockRows, direct ? n_iter - 1 : n_iter, [&](int) { return 2 * s.reach_height(); });
-    const Plane staged = stream ? pool.codes(kBlockRows) : Plane{};
+    Iterates iterates(solve, pool, block_rows, direct ? n_iter - 1 : n_iter, [&](int) { return 2 * s.reach_height(); });
+    const Plane waiting = wait ? pool.codes(block_rows) : Plane{};
     for (int64_t piece; (piece = queue.take()) < pieces;) {
       const int64_t n = piece / bands;
       const int band = static_cast<int>(piece % bands);
@@ -51,16 +53,17 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
       iterates.start(sample(x, n), z0 ? sample(*z0, n) : Strided{}, mask ? sample(*mask, n) : Strided{}, thresholds,
                      divisors, begin);
       const Strided to = sample(z, n);
-      if (direct) iterates.write_last_to(stream ? staged : tensor_plane(to));
-      for (int row = begin; row < end; row += kBlockRows) {
-        const int next = std::min(row + kBlockRows, end);
+      if (direct) iterates.write_last_to(wait ? waiting : tensor_plane(to), stream);
+      for (int row = begin; row < end; row += block_rows) {
+        const int next = std::min(row + block_rows, end);
         iterates.advance_codes(n_iter, next);
-        if (stream)
-          kernels.stream_codes(staged, tensor_plane(to), s, row, next);
+        if (wait)
+          kernels.stream_codes(waiting, tensor_plane(to), s, row, next);
         else if (!direct)
           kernels.write_codes(iterates.code(n_iter), to, s, row, next);
       }
     }
+    if (around) kernels.streamed();
   });
 }
 

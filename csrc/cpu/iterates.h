@@ -123,13 +123,17 @@ class Iterates {
   const float* zeros() const { return zeros_; }
   float* combined() const { return combined_; }
 
-  // Where the last iterate goes, a block at a time.
-  void write_last_to(const Plane& code) { iterations_.back().code = iterations_.back().point = code; }
+  // Where the last iterate goes, a block at a time; `stream`: around the caches.
+  void write_last_to(const Plane& code, bool stream) {
+    iterations_.back().code = iterations_.back().point = code;
+    iterations_.back().stream = stream;
+  }
 
  private:
   // One iteration's rows: z_k, the point y_k extrapolated from it, and the residual that it started from.
   struct Iteration {
     Plane code, point, residual;
+    bool stream = false;
     int codes_done = 0;
     SynthesisRows residuals;
   };
@@ -149,6 +153,7 @@ class Iterates {
     e.divisor = divisor_->values;
     e.divisor_map = divisor_->map;
     e.code = it.code;
+    e.stream = it.stream;
     if (it.point.base != it.code.base) {
       e.beta = static_cast<float>(solve_.options.weights[k - 1]);
       e.previous = before.code;

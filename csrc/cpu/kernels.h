@@ -36,5 +36,5 @@ constexpr int smaller(int block) { return block > 4 ? 4 : block > 2 ? 2 : 1; }
 #include "synthesis.h"
 #include "winograd_kernels.h"
 
-static const Kernels kKernels = {CSC_ISA_NAME, kLanes,  kAtoms,     analysis,     synthesis,   correlation,
-                                 support,      combine, read_codes, stream_codes, write_codes, &kWinograd};
+static const Kernels kKernels = {CSC_ISA_NAME, kLanes,     kAtoms,       analysis, synthesis,   correlation, support,
+                                 combine,      read_codes, stream_codes, streamed, write_codes, &kWinograd};

@@ -20,6 +20,10 @@ constexpr int64_t kHotBytes = 16 << 10;
 // What is multiplied by this much and still finite can be summed.
 constexpr float kHeadroom = 8;
 
+// Whether the registers hold the sums of both rows of a pair, of half as many vectors each: of 32 registers, not of 16.
+constexpr bool kBothRows = kLanes == 16;
+constexpr int kPairVectors = kBothRows ? kVectors / 2 : kVectors;
+
 // The image's rows of a pair of code rows from `row` on, combined; false where they are not all finite.
 template <typename Block>
 static inline bool combine_rows(const Block& b, int row, float* to) {
@@ -50,18 +54,37 @@ struct PairPositions {
   int count = 0;
 };
 
-// Adds the products of `rows` combined rows, `stride` apart.
-template <int A, int V>
-static inline void add_rows(const Taps& taps, int64_t stride, const float* (&pixels)[V], int rows,
-                            const float*& weights, Vec (&sums)[A][V]) {
-  for (int i = 0; i < rows; ++i) {
-    add_products<A, V>(taps, pixels, weights, sums);
+// Combined rows to be multiplied, at V positions, and their weights.
+template <int V>
+struct CombinedRows {
+  const float *pixels[V], *weights;
+  int64_t stride;
+
+  void next() {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) pixels[v] += stride;
   }
+};
+
+// Adds the products of the next `count` rows.
+template <int A, int V>
+static inline void add_rows(const Taps& taps, int count, CombinedRows<V>& rows, Vec (&sums)[A][V]) {
+  for (int i = 0; i < count; ++i, rows.next()) add_products<A, V>(taps, rows.pixels, rows.weights, sums);
 }
 
-// A atoms x V vectors of both rows at a time. The second row's wait in memory for their last products.
+// The same for two ranges of rows by turns.
+template <int A, int V>
+static inline void add_rows(const Taps& taps, int count, CombinedRows<V>& rows, Vec (&sums)[A][V],
+                            CombinedRows<V>& others, Vec (&other_sums)[A][V]) {
+  for (int i = 0; i < count; ++i, rows.next(), others.next()) {
+    for (int t = 0; t < taps.count; ++t) {
+      add_product<A, V>(taps.offsets[t], rows.pixels, rows.weights, sums);
+      add_product<A, V>(taps.offsets[t], others.pixels, others.weights, other_sums);
+    }
+  }
+}
+
+// A atoms x V vectors of both rows at a time.
 template <int A, int V>
 static void pair_positions(const AnalysisBlock& b, const PairPositions& positions, int from, int atom,
                            const float* const weights) {
@@ -70,59 +93,84 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
   const PairedTaps pairs = b.dictionary.pairs;
   const Taps taps{b.dictionary.row_taps, b.dictionary.offsets};
   const int64_t stride = b.image.row_stride, code_row = e.code.row_stride, base_row = e.base.row_stride;
-  const bool usual = is_usual(e), add = static_cast<bool>(e.base);
-  alignas(kLanes * 4) float waiting[A * V * kLanes];
-  Rows<V> rows;
-  rows.code_stride = e.code.channel_stride;
-  rows.base_stride = e.base.channel_stride;
-  rows.threshold = e.threshold ? e.threshold + atom : nullptr;
+  const int both = pairs.differences + pairs.sums;
+  const bool usual = is_usual(e);
+  Rows<V> rows(e, atom);
   for (; from + V <= positions.count; from += V) {
-    const float *pixels[V], *w = weights;
+    const auto rows_from = [&](int row) {
+      CombinedRows<V> combined;
+      combined.weights = weights + static_cast<int64_t>(row) * taps.count * A;
+      combined.stride = stride;
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) combined.pixels[v] = positions.rows[from + v] + row * stride;
+      return combined;
+    };
     bool whole = usual;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      pixels[v] = positions.rows[from + v];
       rows.code[v] = positions.code[from + v] + atom * rows.code_stride;
       rows.base[v] = positions.base[from + v] + atom * rows.base_stride;
       whole = whole && positions.at[from + v].lanes == kLanes;
     }
-    Vec sums[A][V];
-    clear(sums);
-    add_rows<A, V>(taps, stride, pixels, pairs.differences, w, sums);
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) store(waiting + (a * V + v) * kLanes, sums[a][v]);
-    start(e, atom, sums);
-    add_rows<A, V>(taps, stride, pixels, pairs.sums, w, sums);
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a)
+    const auto finish_row = [&](int below, Vec(&sums)[A][V]) {
+      if (whole)
+        finish_rows<A, V>(rows, sums);
+      else
+        finish_any<A, V>(e, positions.at + from, below, atom, sums);
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        float* second = waiting + (a * V + v) * kLanes;
-        const Vec difference = load(second);
-        store(second, sums[a][v] - difference);
-        sums[a][v] += difference;
+        rows.code[v] += code_row;
+        rows.base[v] += base_row;
       }
-    add_rows<A, V>(taps, stride, pixels, pairs.upper, w, sums);
-    if (whole)
-      finish_rows<A, V>(rows, add, sums);
-    else
-      finish_any<A, V>(e, positions.at + from, 0, atom, sums);
+    };
+    CombinedRows<V> differences = rows_from(0), sums = rows_from(pairs.differences), upper = rows_from(both),
+                    lower = rows_from(both + pairs.upper);
+    Vec first[A][V];
+    if constexpr (kBothRows) {
+      Vec second[A][V];
+      start(e, atom, first);
+      clear(second);
+      add_rows<A, V>(taps, pairs.differences, sums, first, differences, second);
+      add_rows<A, V>(taps, pairs.sums - pairs.differences, sums, first);
 #pragma GCC unroll 8
-    for (int a = 0; a < A; ++a)
+      for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sums[a][v] = load(waiting + (a * V + v) * kLanes);
-    add_rows<A, V>(taps, stride, pixels, pairs.lower, w, sums);
+        for (int v = 0; v < V; ++v) {
+          const Vec difference = second[a][v];
+          second[a][v] = first[a][v] - difference;
+          first[a][v] += difference;
+        }
+      add_rows<A, V>(taps, pairs.upper, upper, first, lower, second);
+      finish_row(0, first);
+      finish_row(1, second);
+    } else {
+      alignas(kLanes * 4) float second[A * V * kLanes];
+      clear(first);
+      add_rows<A, V>(taps, pairs.differences, differences, first);
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      rows.code[v] += code_row;
-      rows.base[v] += base_row;
+      for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) store(second + (a * V + v) * kLanes, first[a][v]);
+      start(e, atom, first);
+      add_rows<A, V>(taps, pairs.sums, sums, first);
+#pragma GCC unroll 8
+      for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) {
+          float* waiting = second + (a * V + v) * kLanes;
+          const Vec difference = load(waiting);
+          store(waiting, first[a][v] - difference);
+          first[a][v] += difference;
+        }
+      add_rows<A, V>(taps, pairs.upper, upper, first);
+      finish_row(0, first);
+#pragma GCC unroll 8
+      for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) first[a][v] = load(second + (a * V + v) * kLanes);
+      add_rows<A, V>(taps, pairs.lower, lower, first);
+      finish_row(1, first);
     }
-    if (whole)
-      finish_rows<A, V>(rows, add, sums);
-    else
-      finish_any<A, V>(e, positions.at + from, 1, atom, sums);
   }
   if constexpr (V > 1) {
     if (from < positions.count) pair_positions<A, smaller(V - 1)>(b, positions, from, atom, weights);
@@ -133,7 +181,7 @@ template <int A>
 static void pair_atoms(const AnalysisBlock& b, const PairPositions& at, int atom, const float* weights) {
   const int per_atom = b.dictionary.row_taps * b.dictionary.pairs.rows();
   for (; atom + A <= b.shape.atoms; atom += A, weights += A * per_atom)
-    pair_positions<A, kVectors>(b, at, 0, atom, weights);
+    pair_positions<A, kPairVectors>(b, at, 0, atom, weights);
   if constexpr (A > 1) {
     if (atom < b.shape.atoms) pair_atoms<smaller(A - 1)>(b, at, atom, weights);
   }
@@ -148,8 +196,8 @@ static void analysis(const AnalysisBlock& b, int begin, int end) {
   const PairedTaps& pairs = b.dictionary.pairs;
   const int64_t size = pairs.rows() * b.image.row_stride;
   const int64_t bytes = int64_t{4} * kLanes * pairs.rows() * b.shape.channels * b.shape.stride_width;
-  const int64_t hot = kHotBytes / bytes / kVectors * kVectors;
-  const int64_t most = hot < kVectors ? kVectors : hot < PairPositions::kMost ? hot : PairPositions::kMost;
+  const int64_t hot = kHotBytes / bytes / kPairVectors * kPairVectors;
+  const int64_t most = hot < kPairVectors ? kPairVectors : hot < PairPositions::kMost ? hot : PairPositions::kMost;
   PairPositions at;
   const auto flush = [&] {
     if (at.count) pair_atoms<kAtoms>(b, at, 0, pairs.weights);

@@ -87,7 +87,7 @@ struct Convolution {
         next = queue.take();
         compute(part(piece), next < pieces ? part(next) : Part{0, 0, {0, 0, 1}}, block, from.get(), to.get(), phases);
       }
-      if (epilogue.stream) kernels.streamed();
+      if (epilogue.stream) chosen_kernels().streamed();
       phases.write(seconds, task);
     });
   }

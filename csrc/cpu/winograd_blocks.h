@@ -79,7 +79,6 @@ struct WinogradKernels {
   void (*multiply)(const Real* from, const Real* weights, int tiles, int inputs, int outputs, Real* to);
   void (*transform_output)(const WinogradShape&, const WinogradEpilogue<Real>&, int channels, const Real* from,
                            int64_t point_stride, int tile, const Picture<Real>& output);
-  void (*streamed)();  // After a thread's last transform_output that streams.
   // The transposes of the last three transforms: of a tile of what the outputs' gradient is, of the product, of the
   // weights.
   void (*transform_gradient)(const WinogradShape&, const Picture<Real>&, int channels, int tile, Real* to,

@@ -351,7 +351,6 @@ static constexpr WinogradKernels<Real> winograd_kernels() {
           winograd_input<Kind, Real>,
           winograd_multiply<Real>,
           winograd_output<Kind, Real>,
-          streamed,
           winograd_gradient<Kind, Real>,
           winograd_accumulate<Real>,
           winograd_add_gradient<Kind, Real>};
