@@ -34,6 +34,7 @@ STABLE_TORCH_LIBRARY(csc_native, m) {
       "winograd_gradient(Tensor[] images, Tensor[] codes, int side, int top, int left, float scale, "
       "Tensor(b!)? seconds, Tensor(a!) gradient) -> ()");
   m.def("winograd_lanes() -> int");
+  m.def("winograd_bfloat16() -> bool");
   m.def("isa() -> str");
   m.def("runnable_isas() -> str");
   m.def("choose_isa(str name) -> ()");

@@ -123,7 +123,7 @@ class Winograd:
         self.z_size = code_size(size, dictionary.shape[2:], (1, 1), pads)
         self.turned_pads = turned_pads(dictionary, pads)
         self.side = side
-        self.lanes = torch.ops.csc_native.winograd_lanes() * 4 // dictionary.itemsize
+        self.lanes = torch.ops.csc_native.winograd_lanes() * 4 // max(4, dictionary.itemsize)
 
     @functools.cached_property
     def transforms(self) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,8 @@ class Winograd:
 
     def analysis(self, r: Tensor, base: Tensor | None, threshold: Tensor | None, relu: bool) -> Tensor:
         if threshold is not None:
-            threshold = F.pad(threshold.to(r.dtype), (0, -threshold.numel() % self.lanes))
+            exact = torch.promote_types(r.dtype, torch.float32)
+            threshold = F.pad(threshold.to(exact), (0, -threshold.numel() % self.lanes))
         out = _empty(r, self.dictionary.shape[0], self.z_size)
         return self._convolve(r, self.transforms[0], self.pads[::2], threshold, base, relu, out)
 

@@ -40,9 +40,11 @@ def takes_pairs() -> bool:
     return _forced != "direct"
 
 
-def fits_winograd(dictionary: Tensor, stride: Sequence[int]) -> bool:
-    """Whether a dictionary has the shape that Winograd's tiles are made for."""
+def fits_winograd(dictionary: Tensor, stride: Sequence[int], gradient: bool = False) -> bool:
+    """Whether a dictionary has the shape that Winograd's tiles are made for, and a precision that has kernels."""
     dtypes = (torch.float32, torch.float64) if forces_float64() else (torch.float32,)
+    if torch.ops.csc_native.winograd_bfloat16() and not gradient:
+        dtypes = (*dtypes, torch.bfloat16)
     return dictionary.dtype in dtypes and tuple(dictionary.shape[2:]) == (3, 3) and list(stride) == [1, 1]
 
 
@@ -52,18 +54,19 @@ def choose_path(
     """The fastest path that the caller allows, for `batch` codes of `z_size`; of the dictionary's gradient too.
 
     F(2x2, 3x3) is as precise as a direct convolution. F(4x4, 3x3) loses a decimal digit, and is for those who allow
-    it with torch.set_float32_matmul_precision("high") or "medium".
+    it with torch.set_float32_matmul_precision("high") or "medium", in float32. bfloat16 has F(2x2, 3x3) alone, on
+    processors with units for it, and takes its dictionary's gradient directly.
     """
-    if not fits_winograd(dictionary, stride):
+    if not fits_winograd(dictionary, stride, gradient):
         return "direct"
+    rounded = dictionary.dtype == torch.bfloat16
     if _forced is not None:
-        return _forced
+        return "direct" if rounded and _forced == "f4" else _forced
     if min(z_size) < 2:  # Of a row of pixels a direct convolution leaves out the taps in the padding.
         return "direct"
-    allowed = PATHS if torch.get_float32_matmul_precision() != "highest" else PATHS[:2]
-    return min(
-        allowed, key=lambda path: cost(path, (dictionary.shape[0], dictionary.shape[1]), batch, z_size, gradient)
-    )
+    allowed = PATHS if torch.get_float32_matmul_precision() != "highest" and not rounded else PATHS[:2]
+    channels = (dictionary.shape[0], dictionary.shape[1])
+    return min(allowed, key=lambda path: cost(path, channels, batch, z_size, gradient, rounded))
 
 
 # Measured with bench/bench_wide.py and bench/bench_phases.py, in multiply-adds at the processor's peak: the work
@@ -76,16 +79,25 @@ TILES_AT_A_TIME = 6  # kTileBlock of csrc/cpu/winograd_kernels.h.
 BLOCK = 64  # kWinogradChannels of csrc/cpu/winograd_blocks.h.
 
 
-def cost(path: str, channels: tuple[int, int], batch: int, z_size: Sequence[int], gradient: bool) -> float:
+def cost(
+    path: str,
+    channels: tuple[int, int],
+    batch: int,
+    z_size: Sequence[int],
+    gradient: bool,
+    rounded: bool = False,
+) -> float:
     """Multiply-adds at peak that take as long as one convolution, or as one gradient of the dictionary.
 
-    Products are counted with everything padded to whole tiles and vectors.
+    Products are counted with everything padded to whole tiles and vectors; `rounded`, of bfloat16, two of them take
+    the time of one.
     """
+    peak = 2.0 if rounded else 1.0
     lanes = torch.ops.csc_native.winograd_lanes()
     padded = [_up(n, lanes) for n in channels]
     if path == "direct":
         entries = 9 * padded[0] * channels[1]
-        return entries * (batch * z_size[0] * z_size[1] + ENTRY[path]) + CALL[path]
+        return entries * (batch * z_size[0] * z_size[1] / peak + ENTRY[path]) + CALL[path]
     side = int(path[1])
     tiles = _up(batch * -(-z_size[0] // side) * -(-z_size[1] // side), TILES_AT_A_TIME)
     products, transformed = padded[0] * padded[1], sum(padded)
@@ -93,7 +105,7 @@ def cost(path: str, channels: tuple[int, int], batch: int, z_size: Sequence[int]
         transformed = sum(n * -(-other // BLOCK) for n, other in zip(padded, padded[::-1]))
     points = (side + 2) ** 2
     transform = TRANSFORM[16 if lanes == 16 else 8][path]
-    return points * (tiles * (products + transform * transformed) + ENTRY[path] * products) + CALL[path]
+    return points * (tiles * (products / peak + transform * transformed) + ENTRY[path] * products) + CALL[path]
 
 
 def _up(n: int, multiple: int) -> int:

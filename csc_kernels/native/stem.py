@@ -38,7 +38,7 @@ def per_code(value: Tensor, z_shape: Sequence[int]) -> Tensor:
 
 
 def threshold(lmbda: Tensor, step_size: Tensor, z_shape: Sequence[int]) -> Tensor:
-    """t lmbda; of a number in one operation, as small ones take longer than it seems once caches have forgotten them."""
+    """t lmbda; of a number in one operation: small ones take long once the caches have forgotten them."""
     if lmbda.dim() == 0:
         return torch.full((1, z_shape[1], 1, 1), step_size.item() * lmbda.item(), dtype=torch.float32)
     return per_code(step_size * lmbda, z_shape)

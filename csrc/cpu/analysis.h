@@ -84,7 +84,7 @@ static __attribute__((noinline)) void finish_codes(const AnalysisEpilogue& e, co
 // max(sum + base - threshold, 0), or sum + base.
 static inline bool is_usual(const AnalysisEpilogue& e) {
   if (e.threshold_map || e.divide || e.point) return false;
-  return e.shrink == Shrink::positive || (e.shrink == Shrink::none && e.base && !e.threshold);
+  return e.shrink == Shrink::positive || (e.shrink == Shrink::none && e.base);
 }
 
 // Where the first of some atoms' V vectors lie, and the atoms' thresholds: none where nothing is shrunk.

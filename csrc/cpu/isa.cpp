@@ -29,6 +29,13 @@ std::atomic<const Kernels*>& current() {
 
 const Kernels& chosen_kernels() { return *current().load(std::memory_order_relaxed); }
 
+const WinogradKernels<Bfloat16>* bfloat16_kernels() {
+#if defined(__x86_64__)
+  if (&chosen_kernels() == &avx512::kernels() && __builtin_cpu_supports("avx512bf16")) return &avx512_bf16::kernels();
+#endif
+  return nullptr;
+}
+
 std::vector<std::string> runnable_isas() {
   std::vector<std::string> names;
   for (const Kernels* kernels : runnable()) names.push_back(kernels->name);

@@ -16,13 +16,13 @@ constexpr int64_t kStreamedBytes = 4 << 20;
 // The transforms of a dictionary (K, M, 3, 3), contiguous; see WinogradDictionary. Both results have (side + 2)^2
 // times the rounded up channels times the rounded up atoms.
 void winograd_weights(Tensor dictionary, int64_t side, double scale, Tensor analysis, Tensor synthesis) {
-  with_kernels(dictionary, side, [&]<typename Real>(const WinogradKernels<Real>& kernels) {
-    const WinogradDictionary<Real> d{static_cast<const Real*>(dictionary.data_ptr()),
-                                     static_cast<int>(dictionary.size(0)),
-                                     static_cast<int>(dictionary.size(1)),
-                                     static_cast<Real>(scale),
-                                     static_cast<Real*>(analysis.data_ptr()),
-                                     static_cast<Real*>(synthesis.data_ptr())};
+  with_convolution(dictionary, side, [&]<typename Stored>(const WinogradKernels<Stored>& kernels) {
+    const WinogradDictionary<Stored> d{static_cast<const Stored*>(dictionary.data_ptr()),
+                                       static_cast<int>(dictionary.size(0)),
+                                       static_cast<int>(dictionary.size(1)),
+                                       static_cast<RealOf<Stored>>(scale),
+                                       static_cast<Stored*>(analysis.data_ptr()),
+                                       static_cast<Stored*>(synthesis.data_ptr())};
     parallel_tasks((d.atoms + kernels.lanes - 1) / kernels.lanes, [&](int64_t i) {
       const int begin = static_cast<int>(i) * kernels.lanes;
       kernels.weights(d, begin, begin + kernels.lanes);
@@ -30,15 +30,20 @@ void winograd_weights(Tensor dictionary, int64_t side, double scale, Tensor anal
   });
 }
 
+// Whether bfloat16 has kernels here, with tiles of 2 x 2.
+bool winograd_bfloat16() { return bfloat16_kernels() != nullptr; }
+
 // The channels of one vector of floats.
 int64_t winograd_lanes() { return chosen_kernels().winograd->single_2.lanes; }
 
-template <typename Real>
+template <typename Stored>
 struct Convolution {
-  const WinogradKernels<Real>& kernels;
+  typedef RealOf<Stored> Real;
+
+  const WinogradKernels<Stored>& kernels;
   const WinogradShape s;
-  const Real* weights;
-  WinogradEpilogue<Real> epilogue;
+  const Stored* weights;
+  WinogradEpilogue<Stored> epilogue;
   const Tensor& input;
   const std::optional<Tensor>& addend;
   const Tensor& output;
@@ -49,8 +54,9 @@ struct Convolution {
   // A block stays in the second-level cache, unless the weights are more than any cache holds: they come from memory
   // for every block, and large blocks take longer than that.
   int64_t block_tiles(int threads) const {
-    const int64_t bytes = kernels.points * static_cast<int64_t>(sizeof(Real)) * (s.padded_inputs + kWinogradChannels);
-    const int64_t all = kernels.points * static_cast<int64_t>(sizeof(Real)) * s.padded_inputs * s.padded_outputs;
+    const int64_t bytes =
+        kernels.points * (int64_t{sizeof(Stored)} * s.padded_inputs + sizeof(Real) * kWinogradChannels);
+    const int64_t all = kernels.points * int64_t{sizeof(Stored)} * s.padded_inputs * s.padded_outputs;
     const bool large = all > kCachedWeights;
     const int64_t fitting = (large ? kLargeBlockBytes : kWinogradBlockBytes) / bytes / kernels.tile_block;
     const int64_t most = std::clamp<int64_t>(fitting, large ? 1 : 4, 32) * kernels.tile_block;
@@ -63,7 +69,7 @@ struct Convolution {
   bool streams() const {
     for (const int dim : {0, 2, 3})
       if (output.stride(dim) % kernels.lanes) return false;
-    return output.numel() * static_cast<int64_t>(sizeof(Real)) >= kStreamedBytes &&
+    return output.numel() * int64_t{sizeof(Stored)} >= kStreamedBytes &&
            reinterpret_cast<uintptr_t>(output.data_ptr()) % 64 == 0;
   }
 
@@ -80,7 +86,7 @@ struct Convolution {
     };
     Pieces queue(pieces);
     queue.share([&](int64_t task) {
-      const Scratch<Real> from(kernels.points * winograd_stride<Real>(block, s.padded_inputs));
+      const Scratch<Stored> from(kernels.points * winograd_stride<Stored>(block, s.padded_inputs));
       const Scratch<Real> to(kernels.points * winograd_stride<Real>(block, kWinogradChannels));
       Phases phases(seconds.has_value());
       for (int64_t piece = queue.take(), next; piece < pieces; piece = next) {
@@ -100,20 +106,20 @@ struct Convolution {
 
   int position(int64_t tile) const { return static_cast<int>(tile % s.tiles); }
 
-  void compute(const Part& part, const Part& next, int64_t block, Real* from, Real* to, Phases& phases) const {
-    const int64_t from_stride = winograd_stride<Real>(block, s.padded_inputs);
+  void compute(const Part& part, const Part& next, int64_t block, Stored* from, Real* to, Phases& phases) const {
+    const int64_t from_stride = winograd_stride<Stored>(block, s.padded_inputs);
     const int64_t to_stride = winograd_stride<Real>(block, kWinogradChannels);
     const int64_t per_point = static_cast<int64_t>(s.padded_inputs) * s.padded_outputs;
     for (int64_t i = 0; i < part.count; ++i) {
       const int64_t tile = part.first + i;
-      kernels.transform_input(s, picture<Real>(input, tile / s.tiles), s.inputs, position(tile),
+      kernels.transform_input(s, picture<Stored>(input, tile / s.tiles), s.inputs, position(tile),
                               from + i * s.padded_inputs, from_stride);
     }
     phases.next(0);
     for (int64_t group = part.groups.begin; group < part.groups.end; ++group) {
       const int64_t k = group * kWinogradChannels;
       const int channels = static_cast<int>(std::min<int64_t>(kWinogradChannels, s.outputs - k));
-      const Real* panels = weights + k * s.padded_inputs;
+      const Stored* panels = weights + k * s.padded_inputs;
       for (int point = 0; point < kernels.points; ++point) {
         ask_for_addend(part, Slice(part.count, point, kernels.points), k, channels);
         const int64_t done = (group - part.groups.begin) * kernels.points + point;
@@ -123,13 +129,13 @@ struct Convolution {
                          round_up_to(channels, kernels.lanes), to + point * to_stride);
       }
       phases.next(1);
-      WinogradEpilogue<Real> e = epilogue;
+      WinogradEpilogue<Stored> e = epilogue;
       if (e.threshold) e.threshold += k;
       for (int64_t i = 0; i < part.count; ++i) {
         const int64_t tile = part.first + i, n = tile / s.tiles;
-        if (addend) e.addend = channels_from(picture<Real>(*addend, n), k);
+        if (addend) e.addend = channels_from(picture<Stored>(*addend, n), k);
         kernels.transform_output(s, e, channels, to + i * kWinogradChannels, to_stride, position(tile),
-                                 channels_from(picture<Real>(output, n), k));
+                                 channels_from(picture<Stored>(output, n), k));
       }
       phases.next(2);
     }
@@ -137,33 +143,34 @@ struct Convolution {
 
   void ask_for_input(const Part& part, const Slice& slice) const {
     for (int64_t tile = part.first + slice.begin; tile < part.first + slice.end; ++tile)
-      ask_for_pixels(picture<Real>(input, tile / s.tiles), s.height, s.width, s.tile_y(position(tile)) - s.top,
+      ask_for_pixels(picture<Stored>(input, tile / s.tiles), s.height, s.width, s.tile_y(position(tile)) - s.top,
                      s.tile_x(position(tile)) - s.left, s.side + 2, s.inputs);
   }
 
   void ask_for_addend(const Part& part, const Slice& slice, int64_t channel, int channels) const {
     if (!addend) return;
     for (int64_t tile = part.first + slice.begin; tile < part.first + slice.end; ++tile)
-      ask_for_pixels(channels_from(picture<Real>(*addend, tile / s.tiles), channel), s.out_height, s.out_width,
+      ask_for_pixels(channels_from(picture<Stored>(*addend, tile / s.tiles), channel), s.out_height, s.out_width,
                      s.tile_y(position(tile)), s.tile_x(position(tile)), s.side, channels);
   }
 };
 
+// threshold: float32 where the images are bfloat16.
 // seconds: (threads, 3), float64, += the time in input transforms, products, and output transforms.
 void winograd(Tensor input, Tensor weights, int64_t side, int64_t top, int64_t left, std::optional<Tensor> threshold,
               std::optional<Tensor> addend, bool relu, std::optional<Tensor> seconds, Tensor output) {
-  with_kernels(input, side, [&]<typename Real>(const WinogradKernels<Real>& kernels) {
-    WinogradEpilogue<Real> epilogue;
+  with_convolution(input, side, [&]<typename Stored>(const WinogradKernels<Stored>& kernels) {
+    WinogradEpilogue<Stored> epilogue;
     epilogue.relu = relu;
-    if (threshold) epilogue.threshold = static_cast<const Real*>(threshold->data_ptr());
-    Convolution<Real> convolution{kernels,
-                                  winograd_shape(kernels, input, output, top, left),
-                                  static_cast<const Real*>(weights.data_ptr()),
-                                  epilogue,
-                                  input,
-                                  addend,
-                                  output,
-                                  seconds};
+    if (threshold) epilogue.threshold = static_cast<const RealOf<Stored>*>(threshold->data_ptr());
+    Convolution<Stored> convolution{kernels,
+                                    winograd_shape(kernels, input, output, top, left),
+                                    static_cast<const Stored*>(weights.data_ptr()),
+                                    epilogue,
+                                    input,
+                                    addend,
+                                    output,
+                                    seconds};
     convolution.epilogue.stream = convolution.streams();
     convolution.run();
   });
@@ -179,4 +186,5 @@ STABLE_TORCH_LIBRARY_IMPL(csc_native, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(csc_native, CompositeExplicitAutograd, m) {
   m.impl("winograd_lanes", TORCH_BOX(&csc::winograd_lanes));
+  m.impl("winograd_bfloat16", TORCH_BOX(&csc::winograd_bfloat16));
 }

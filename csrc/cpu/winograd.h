@@ -17,9 +17,9 @@ constexpr int64_t kWinogradBlockBytes = 256 << 10;
 
 // The points of a transform lie so far apart, an odd number of cache lines: at a power of two they would share few sets
 // of the first-level cache.
-template <typename Real>
+template <typename Stored>
 int64_t winograd_stride(int64_t tiles, int channels) {
-  const int64_t line = 64 / sizeof(Real);
+  const int64_t line = 64 / sizeof(Stored);
   return ((tiles * channels + line - 1) / line | 1) * line;
 }
 
@@ -42,17 +42,26 @@ void with_kernels(const Tensor& t, int64_t side, const Run& run) {
   }
 }
 
-template <typename Real>
-Picture<Real> picture(const Tensor& t, int64_t n) {
-  Picture<Real> p;
-  p.data = static_cast<Real*>(t.data_ptr()) + n * t.stride(0);
+// The same with those of a convolution, which bfloat16 has too.
+template <typename Run>
+void with_convolution(const Tensor& t, int64_t side, const Run& run) {
+  if (t.scalar_type() != torch::headeronly::ScalarType::BFloat16) return with_kernels(t, side, run);
+  const WinogradKernels<Bfloat16>* kernels = bfloat16_kernels();
+  if (!kernels || side != 2) throw std::runtime_error("there are no such Winograd kernels of bfloat16 here");
+  run(*kernels);
+}
+
+template <typename Stored>
+Picture<Stored> picture(const Tensor& t, int64_t n) {
+  Picture<Stored> p;
+  p.data = static_cast<Stored*>(t.data_ptr()) + n * t.stride(0);
   p.row = t.stride(2);
   p.column = t.stride(3);
   return p;
 }
 
-template <typename Real>
-Picture<Real> channels_from(Picture<Real> p, int64_t channel) {
+template <typename Stored>
+Picture<Stored> channels_from(Picture<Stored> p, int64_t channel) {
   p.data += channel;
   return p;
 }
@@ -60,9 +69,9 @@ Picture<Real> channels_from(Picture<Real> p, int64_t channel) {
 // Brings some channels of the pixels [y, y + side) x [x, x + side) of a picture towards the processor. Pixels of a tile
 // lie too far apart for it to foresee, and a transform is over before memory answers: whoever multiplies asks for what
 // is read next.
-template <typename Real>
-void ask_for_pixels(const Picture<Real>& p, int height, int width, int y, int x, int side, int channels) {
-  constexpr int line = 64 / sizeof(Real);
+template <typename Stored>
+void ask_for_pixels(const Picture<Stored>& p, int height, int width, int y, int x, int side, int channels) {
+  constexpr int line = 64 / sizeof(Stored);
   for (int r = std::max(y, 0); r < std::min(y + side, height); ++r)
     for (int c = std::max(x, 0); c < std::min(x + side, width); ++c)
       for (int m = 0; m < channels; m += line) __builtin_prefetch(p.data + r * p.row + c * p.column + m, 0, 2);
@@ -71,8 +80,8 @@ void ask_for_pixels(const Picture<Real>& p, int height, int width, int y, int x,
 }
 
 // `input` and `output` are channels_last; `output` may also be the gradient that belongs to one.
-template <typename Real>
-WinogradShape winograd_shape(const WinogradKernels<Real>& kernels, const Tensor& input, const Tensor& output,
+template <typename Stored>
+WinogradShape winograd_shape(const WinogradKernels<Stored>& kernels, const Tensor& input, const Tensor& output,
                              int64_t top, int64_t left) {
   WinogradShape s;
   s.inputs = static_cast<int>(input.size(1));
@@ -92,11 +101,11 @@ WinogradShape winograd_shape(const WinogradKernels<Real>& kernels, const Tensor&
 }
 
 // Scratch memory of one task.
-template <typename Real>
+template <typename Stored>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) : floats_(count * static_cast<int64_t>(sizeof(Real) / sizeof(float))) {}
-  Real* get() const { return reinterpret_cast<Real*>(floats_.get()); }
+  explicit Scratch(int64_t count) : floats_((count * sizeof(Stored) + sizeof(float) - 1) / sizeof(float)) {}
+  Stored* get() const { return reinterpret_cast<Stored*>(floats_.get()); }
 
  private:
   Floats floats_;

@@ -6,6 +6,23 @@
 
 namespace csc {
 
+// What the upper half of a float holds: rounded for products, which are summed in float32.
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+// What numbers in memory are computed in.
+template <typename Stored>
+struct Computed {
+  typedef Stored type;
+};
+template <>
+struct Computed<Bfloat16> {
+  typedef float type;
+};
+template <typename Stored>
+using RealOf = typename Computed<Stored>::type;
+
 // Channels that are worked on at a time: of the outputs of a convolution, and of both sides of a gradient.
 constexpr int kWinogradChannels = 64;
 
@@ -25,31 +42,32 @@ struct WinogradShape {
 };
 
 // One sample, channels adjacent.
-template <typename Real>
+template <typename Stored>
 struct Picture {
-  Real* data = nullptr;
+  Stored* data = nullptr;
   int64_t row = 0, column = 0;
   explicit operator bool() const { return data != nullptr; }
 };
 
 // output = max(addend + sum - threshold, 0), each part where it is given. `stream`: written around the caches, which
 // takes pixels aligned to vectors.
-template <typename Real>
+template <typename Stored>
 struct WinogradEpilogue {
-  const Real* threshold = nullptr;  // [padded_outputs]
+  const RealOf<Stored>* threshold = nullptr;  // [padded_outputs]
   bool relu = false, stream = false;
-  Picture<Real> addend;
+  Picture<Stored> addend;
 };
 
 // A dictionary (K, M, 3, 3), contiguous, and where its transforms go, [points][panel][inputs][panel width] each
-// with channels rounded up to whole vectors: the analysis' times `scale`, and that of minus the synthesis.
-template <typename Real>
+// with channels rounded up to whole vectors: the analysis' times `scale`, and that of minus the synthesis. Of bfloat16,
+// whose products are summed two by two, two inputs lie side by side: [inputs / 2][panel width][2].
+template <typename Stored>
 struct WinogradDictionary {
-  const Real* dictionary;
+  const Stored* dictionary;
   int atoms, channels;
-  Real scale;
-  Real* analysis;
-  Real* synthesis;
+  RealOf<Stored> scale;
+  Stored* analysis;
+  Stored* synthesis;
 };
 
 // Sums of one block of atoms and channels, [points][kWinogradChannels atoms][kWinogradChannels channels], and the
@@ -65,25 +83,27 @@ struct WinogradGradient {
 };
 
 // One size of tile in one precision.
-template <typename Real>
+template <typename Stored>
 struct WinogradKernels {
+  typedef RealOf<Stored> Real;
+
   int lanes;
   int side;        // Rows and columns of outputs of a tile: 2 or 4.
   int points;      // Of its transform, 16 or 36.
   int tile_block;  // Tiles of one register block; blocks of tiles are padded to it.
-  void (*weights)(const WinogradDictionary<Real>&, int begin, int end);
+  void (*weights)(const WinogradDictionary<Stored>&, int begin, int end);
   // A tile of the input: point p at to + p * point_stride.
-  void (*transform_input)(const WinogradShape&, const Picture<Real>&, int channels, int tile, Real* to,
+  void (*transform_input)(const WinogradShape&, const Picture<Stored>&, int channels, int tile, Stored* to,
                           int64_t point_stride);
   // to [tiles][kWinogradChannels] = from [tiles][inputs] x weights, of one point and up to kWinogradChannels outputs.
-  void (*multiply)(const Real* from, const Real* weights, int tiles, int inputs, int outputs, Real* to);
-  void (*transform_output)(const WinogradShape&, const WinogradEpilogue<Real>&, int channels, const Real* from,
-                           int64_t point_stride, int tile, const Picture<Real>& output);
+  void (*multiply)(const Stored* from, const Stored* weights, int tiles, int inputs, int outputs, Real* to);
+  void (*transform_output)(const WinogradShape&, const WinogradEpilogue<Stored>&, int channels, const Real* from,
+                           int64_t point_stride, int tile, const Picture<Stored>& output);
   // The transposes of the last three transforms: of a tile of what the outputs' gradient is, of the product, of the
-  // weights.
-  void (*transform_gradient)(const WinogradShape&, const Picture<Real>&, int channels, int tile, Real* to,
+  // weights. Not of bfloat16.
+  void (*transform_gradient)(const WinogradShape&, const Picture<Stored>&, int channels, int tile, Stored* to,
                              int64_t point_stride);
-  void (*accumulate)(const Real* codes, const Real* images, int tiles, int atoms, int channels, Real* sums);
+  void (*accumulate)(const Stored* codes, const Stored* images, int tiles, int atoms, int channels, Real* sums);
   void (*add_gradient)(const WinogradGradient<Real>&);
 };
 

@@ -5,6 +5,10 @@
 
 #include "winograd_vector.h"
 
+#if defined(CSC_BFLOAT16)
+#include "winograd_bfloat16.h"
+#endif
+
 #include "winograd_tiles.h"
 
 // Registers of the products: tiles (or atoms) x vectors of outputs (or channels).
@@ -16,12 +20,14 @@ constexpr int kTileBlock = 6, kPanelVectors = 2, kAtomBlock = 6;
 constexpr int kTileBlock = 4, kPanelVectors = 2, kAtomBlock = 4;
 #endif
 
-// Where input `i`'s weights for the vector of outputs from `o` on begin, within one point.
-template <typename Real>
-static inline int64_t weight_offset(int inputs, int outputs, int i, int o) {
-  const int whole = kPanelVectors * VectorOf<Real>::lanes, panel = o / whole * whole;
+// Where the weights of input `i`, a multiple of kTogether, for the vector of outputs from `o` on begin, within one
+// point, and how far it is to those of the next inputs.
+template <typename Stored>
+static inline int64_t weight_offset(int inputs, int outputs, int i, int o, int64_t& next) {
+  const int whole = kPanelVectors * VectorOf<Stored>::lanes, panel = o / whole * whole;
   const int width = outputs - panel < whole ? outputs - panel : whole;
-  return static_cast<int64_t>(panel) * inputs + static_cast<int64_t>(i) * width + (o - panel);
+  next = static_cast<int64_t>(kTogether<Stored>) * width;
+  return static_cast<int64_t>(panel) * inputs + static_cast<int64_t>(i) * width + kTogether<Stored> * (o - panel);
 }
 
 // G g G' of nine vectors of taps, or of the taps turned around.
@@ -38,13 +44,25 @@ static inline void transform_taps(const V (&taps)[9], bool turned, V (&points)[T
   for (int r = 0; r < Tile::kPoints; ++r) Tile::weight(rows[r], points[r]);
 }
 
+// Stores the transforms of kTogether inputs, point by point.
+template <typename Stored, int N, int P, typename V>
+static inline void store_points(const V (&transformed)[N][P][P], RealOf<Stored> scale, Stored* to, int64_t point) {
+  for (int r = 0; r < P; ++r)
+    for (int c = 0; c < P; ++c) {
+      V weights[N];
+      for (int i = 0; i < N; ++i) weights[i] = transformed[i][r][c] * scale;
+      store_weights(to + (P * r + c) * point, weights);
+    }
+}
+
 // The transforms of the atoms [begin, end), a range of whole vectors. The synthesis convolves with the atoms
 // turned around.
-template <template <typename> class Kind, typename Real>
-static void winograd_weights(const WinogradDictionary<Real>& d, int begin, int end) {
+template <template <typename> class Kind, typename Stored>
+static void winograd_weights(const WinogradDictionary<Stored>& d, int begin, int end) {
+  typedef RealOf<Stored> Real;
   typedef Kind<Real> Tile;
-  typedef typename VectorOf<Real>::type V;
-  constexpr int lanes = VectorOf<Real>::lanes, points = Tile::kPoints;
+  typedef typename VectorOf<Stored>::type V;
+  constexpr int lanes = VectorOf<Stored>::lanes, points = Tile::kPoints, together = kTogether<Stored>;
   const int atoms = (d.atoms + lanes - 1) / lanes * lanes, channels = (d.channels + lanes - 1) / lanes * lanes;
   const int64_t point = static_cast<int64_t>(atoms) * channels;
   for (int k0 = begin; k0 < end; k0 += lanes) {
@@ -54,35 +72,38 @@ static void winograd_weights(const WinogradDictionary<Real>& d, int begin, int e
         Real taps[9][lanes] = {};
         if (k0 + k < d.atoms) {
           const int left = d.channels - m0, count = left < lanes ? left : lanes;
-          const Real* atom = d.dictionary + (static_cast<int64_t>(k0 + k) * d.channels + m0) * 9;
+          const Stored* atom = d.dictionary + (static_cast<int64_t>(k0 + k) * d.channels + m0) * 9;
           for (int lane = 0; lane < count; ++lane)
-            for (int tap = 0; tap < 9; ++tap) taps[tap][lane] = atom[lane * 9 + tap];
+            for (int tap = 0; tap < 9; ++tap) taps[tap][lane] = widened(atom[lane * 9 + tap]);
         }
-        V vectors[9], transformed[points][points];
-        for (int tap = 0; tap < 9; ++tap) block[tap][k] = vectors[tap] = load(taps[tap]);
-        transform_taps<Tile, Real>(vectors, true, transformed);
-        Real* to = d.synthesis + weight_offset<Real>(atoms, channels, k0 + k, m0);
-        for (int r = 0; r < points; ++r)
-          for (int c = 0; c < points; ++c) store(to + (points * r + c) * point, -transformed[r][c]);
+        for (int tap = 0; tap < 9; ++tap) block[tap][k] = load(taps[tap]);
       }
+      int64_t next;
+      Stored* to = d.synthesis + weight_offset<Stored>(atoms, channels, k0, m0, next);
+      const auto transform = [&](bool turned, Real scale) {
+        for (int i = 0; i < lanes; i += together, to += next) {
+          V transformed[together][points][points];
+          for (int j = 0; j < together; ++j) {
+            V vectors[9];
+            for (int tap = 0; tap < 9; ++tap) vectors[tap] = block[tap][i + j];
+            transform_taps<Tile, Real>(vectors, turned, transformed[j]);
+          }
+          store_points(transformed, scale, to, point);
+        }
+      };
+      transform(true, Real(-1));
       for (int tap = 0; tap < 9; ++tap) transpose(block[tap]);
-      for (int m = 0; m < lanes; ++m) {
-        V vectors[9], transformed[points][points];
-        for (int tap = 0; tap < 9; ++tap) vectors[tap] = block[tap][m];
-        transform_taps<Tile, Real>(vectors, false, transformed);
-        Real* to = d.analysis + weight_offset<Real>(channels, atoms, m0 + m, k0);
-        for (int r = 0; r < points; ++r)
-          for (int c = 0; c < points; ++c) store(to + (points * r + c) * point, transformed[r][c] * d.scale);
-      }
+      to = d.analysis + weight_offset<Stored>(channels, atoms, m0, k0, next);
+      transform(false, d.scale);
     }
   }
 }
 
 // M d M' of a tile whose entry (r, c) is entry(r, c): `transform` multiplies a column with M. Point p of the result
 // goes to `to + p * point_stride`.
-template <int kSide, int kPoints, typename Real, typename V, typename Entry>
+template <int kSide, int kPoints, typename Stored, typename V, typename Entry>
 static inline __attribute__((always_inline)) void transform_tile(void (*transform)(const V (&)[kSide], V (&)[kPoints]),
-                                                                 const Entry& entry, Real* to, int64_t point_stride) {
+                                                                 const Entry& entry, Stored* to, int64_t point_stride) {
   V rows[kPoints][kSide];
 #pragma GCC unroll 8
   for (int c = 0; c < kSide; ++c) {
@@ -103,15 +124,15 @@ static inline __attribute__((always_inline)) void transform_tile(void (*transfor
 }
 
 // The same for every channel of the tile of pixels from (y, x) on, with zeros around the picture.
-template <int kSide, int kPoints, typename Real, typename V = typename VectorOf<Real>::type>
+template <int kSide, int kPoints, typename Stored, typename V = typename VectorOf<Stored>::type>
 static inline __attribute__((always_inline)) void transform_pixels(
-    void (*transform)(const V (&)[kSide], V (&)[kPoints]), const Picture<Real>& picture, int height, int width,
-    int channels, int y, int x, Real* to, int64_t point_stride) {
-  constexpr int lanes = VectorOf<Real>::lanes;
+    void (*transform)(const V (&)[kSide], V (&)[kPoints]), const Picture<Stored>& picture, int height, int width,
+    int channels, int y, int x, Stored* to, int64_t point_stride) {
+  constexpr int lanes = VectorOf<Stored>::lanes;
   const int64_t row = picture.row, column = picture.column;
   int m = 0;
   if (y >= 0 && x >= 0 && y + kSide <= height && x + kSide <= width) {
-    const Real* first = picture.data + y * row + x * column;
+    const Stored* first = picture.data + y * row + x * column;
     for (; m + lanes <= channels; m += lanes) {
       const auto pixel = [&](int r, int c)
                              __attribute__((always_inline)) { return load(first + r * row + c * column + m); };
@@ -129,10 +150,10 @@ static inline __attribute__((always_inline)) void transform_pixels(
 }
 
 // B' d B of one tile.
-template <template <typename> class Kind, typename Real>
-static void winograd_input(const WinogradShape& s, const Picture<Real>& input, int channels, int tile, Real* to,
+template <template <typename> class Kind, typename Stored>
+static void winograd_input(const WinogradShape& s, const Picture<Stored>& input, int channels, int tile, Stored* to,
                            int64_t point_stride) {
-  typedef Kind<Real> Tile;
+  typedef Kind<RealOf<Stored>> Tile;
   const int y = s.tile_y(tile) - s.top, x = s.tile_x(tile) - s.left;
   transform_pixels<Tile::kPoints, Tile::kPoints>(Tile::input, input, s.height, s.width, channels, y, x, to,
                                                  point_stride);
@@ -148,27 +169,27 @@ static void winograd_gradient(const WinogradShape& s, const Picture<Real>& outpu
                                                point_stride);
 }
 
-template <int P, typename Real>
-static void winograd_panel(const Real* from, const Real* weights, int tiles, int inputs, Real* to) {
-  typedef typename VectorOf<Real>::type V;
-  constexpr int lanes = VectorOf<Real>::lanes;
+template <int P, typename Stored>
+static void winograd_panel(const Stored* from, const Stored* weights, int tiles, int inputs, RealOf<Stored>* to) {
+  typedef typename VectorOf<Stored>::type V;
+  constexpr int lanes = VectorOf<Stored>::lanes, together = kTogether<Stored>;
   for (int t = 0; t < tiles; t += kTileBlock) {
-    const Real* rows = from + static_cast<int64_t>(t) * inputs;
+    const Stored* rows = from + static_cast<int64_t>(t) * inputs;
     V sums[kTileBlock][P];
 #pragma GCC unroll 8
     for (int i = 0; i < kTileBlock; ++i)
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) sums[i][p] = V{};
-    const Real* u = weights;
-    for (int m = 0; m < inputs; ++m, u += P * lanes) {
+    const Stored* u = weights;
+    for (int m = 0; m < inputs; m += together, u += P * lanes * together) {
       V w[P];
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) w[p] = load(u + p * lanes);
+      for (int p = 0; p < P; ++p) w[p] = load_weights(u + p * lanes * together);
 #pragma GCC unroll 8
       for (int i = 0; i < kTileBlock; ++i) {
-        const V v = splat(rows[i * static_cast<int64_t>(inputs) + m]);
+        const V v = splat_inputs(rows + i * static_cast<int64_t>(inputs) + m);
 #pragma GCC unroll 8
-        for (int p = 0; p < P; ++p) sums[i][p] += v * w[p];
+        for (int p = 0; p < P; ++p) multiply_add<Stored>(sums[i][p], v, w[p]);
       }
     }
 #pragma GCC unroll 8
@@ -178,11 +199,12 @@ static void winograd_panel(const Real* from, const Real* weights, int tiles, int
   }
 }
 
-template <typename Real>
-static void winograd_multiply(const Real* from, const Real* weights, int tiles, int inputs, int outputs, Real* to) {
-  constexpr int lanes = VectorOf<Real>::lanes;
+template <typename Stored>
+static void winograd_multiply(const Stored* from, const Stored* weights, int tiles, int inputs, int outputs,
+                              RealOf<Stored>* to) {
+  constexpr int lanes = VectorOf<Stored>::lanes;
   for (int k = 0; k < outputs; k += kPanelVectors * lanes) {
-    const Real* panel = weights + static_cast<int64_t>(k) * inputs;
+    const Stored* panel = weights + static_cast<int64_t>(k) * inputs;
     switch (outputs - k < kPanelVectors * lanes ? (outputs - k) / lanes : kPanelVectors) {
       case 1:
         winograd_panel<1>(from, panel, tiles, inputs, to + k);
@@ -201,18 +223,18 @@ static void winograd_multiply(const Real* from, const Real* weights, int tiles, 
 }
 
 // The outputs of one tile through the epilogue.
-template <template <typename> class Kind, typename Real>
-static void winograd_output(const WinogradShape& s, const WinogradEpilogue<Real>& e, int channels, const Real* from,
-                            int64_t point_stride, int tile, const Picture<Real>& output) {
-  typedef Kind<Real> Tile;
-  typedef typename VectorOf<Real>::type V;
-  constexpr int lanes = VectorOf<Real>::lanes, points = Tile::kPoints, side = Tile::kSide;
+template <template <typename> class Kind, typename Stored>
+static void winograd_output(const WinogradShape& s, const WinogradEpilogue<Stored>& e, int channels,
+                            const RealOf<Stored>* from, int64_t point_stride, int tile, const Picture<Stored>& output) {
+  typedef Kind<RealOf<Stored>> Tile;
+  typedef typename VectorOf<Stored>::type V;
+  constexpr int lanes = VectorOf<Stored>::lanes, points = Tile::kPoints, side = Tile::kSide;
   const int y = s.tile_y(tile), x = s.tile_x(tile);
   const int rows = s.out_height - y < side ? s.out_height - y : side;
   const int columns = s.out_width - x < side ? s.out_width - x : side;
   const bool whole = rows == side && columns == side;
-  Real* first = output.data + y * output.row + x * output.column;
-  const Real* addend = e.addend ? e.addend.data + y * e.addend.row + x * e.addend.column : nullptr;
+  Stored* first = output.data + y * output.row + x * output.column;
+  const Stored* addend = e.addend ? e.addend.data + y * e.addend.row + x * e.addend.column : nullptr;
   for (int k = 0; k < channels; k += lanes) {
     const int left = channels - k, count = left < lanes ? left : lanes;
     V part[side][points];
@@ -341,20 +363,28 @@ static void winograd_add_gradient(const WinogradGradient<Real>& g) {
   }
 }
 
-template <template <typename> class Kind, typename Real>
-static constexpr WinogradKernels<Real> winograd_kernels() {
-  return {VectorOf<Real>::lanes,
-          Kind<Real>::kSide,
-          Kind<Real>::kPoints * Kind<Real>::kPoints,
+// All but those of the dictionary's gradient.
+template <template <typename> class Kind, typename Stored>
+static constexpr WinogradKernels<Stored> winograd_convolution() {
+  typedef Kind<RealOf<Stored>> Tile;
+  return {VectorOf<Stored>::lanes,
+          Tile::kSide,
+          Tile::kPoints * Tile::kPoints,
           kTileBlock,
-          winograd_weights<Kind, Real>,
-          winograd_input<Kind, Real>,
-          winograd_multiply<Real>,
-          winograd_output<Kind, Real>,
-          winograd_gradient<Kind, Real>,
-          winograd_accumulate<Real>,
-          winograd_add_gradient<Kind, Real>};
+          winograd_weights<Kind, Stored>,
+          winograd_input<Kind, Stored>,
+          winograd_multiply<Stored>,
+          winograd_output<Kind, Stored>,
+          nullptr,
+          nullptr,
+          nullptr};
 }
 
-static const Winograd kWinograd = {winograd_kernels<F2, float>(), winograd_kernels<F4, float>(),
-                                   winograd_kernels<F2, double>(), winograd_kernels<F4, double>()};
+template <template <typename> class Kind, typename Real>
+static constexpr WinogradKernels<Real> winograd_kernels() {
+  WinogradKernels<Real> kernels = winograd_convolution<Kind, Real>();
+  kernels.transform_gradient = winograd_gradient<Kind, Real>;
+  kernels.accumulate = winograd_accumulate<Real>;
+  kernels.add_gradient = winograd_add_gradient<Kind, Real>;
+  return kernels;
+}

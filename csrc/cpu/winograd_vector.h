@@ -1,4 +1,4 @@
-// Vectors of either precision, so that the Winograd kernels are one source for both; see vector.h.
+// Vectors of every precision, so that the Winograd kernels are one source for all; see vector.h.
 
 typedef double DoubleVec __attribute__((vector_size(kLanes * 4)));
 typedef double UnalignedDoubleVec __attribute__((vector_size(kLanes * 4), aligned(8), may_alias));
@@ -15,6 +15,12 @@ struct VectorOf<double> {
   typedef DoubleVec type;
   static constexpr int lanes = kLanes / 2;
 };
+
+template <>
+struct VectorOf<Bfloat16> : VectorOf<float> {};
+
+static inline float widened(float value) { return value; }
+static inline double widened(double value) { return value; }
 
 static inline DoubleVec load(const double* from) { return *reinterpret_cast<const UnalignedDoubleVec*>(from); }
 
@@ -38,6 +44,30 @@ static inline void store_partial(double* to, DoubleVec value, int lanes) {
     return;
   }
   for (int lane = 0; lane < lanes; ++lane) to[lane] = value[lane];
+}
+
+// Inputs that a weight's lane holds, and weights of an input or of so many, which a multiply-add takes at once.
+template <typename Stored>
+constexpr int kTogether = 1;
+
+template <typename Stored>
+static inline typename VectorOf<Stored>::type splat_inputs(const Stored* from) {
+  return splat(*from);
+}
+
+template <typename Stored>
+static inline typename VectorOf<Stored>::type load_weights(const Stored* from) {
+  return load(from);
+}
+
+template <typename Stored, typename V>
+static inline void store_weights(Stored* to, const V (&weights)[1]) {
+  store(to, weights[0]);
+}
+
+template <typename Stored, typename V>
+static inline void multiply_add(V& sum, V inputs, V weights) {
+  sum += inputs * weights;
 }
 
 static inline DoubleVec positive_part(DoubleVec value) { return value < DoubleVec{} ? DoubleVec{} : value; }
