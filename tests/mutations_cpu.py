@@ -301,8 +301,6 @@ MUTATIONS: dict[str, Table] = {
             ("step = turned ? <<-3>> : 3", "3"),
             ("transform(true, <<Real(-1)>>);", "Real(1)"),
             ("transform(false, <<d.scale>>);", "Real(1)"),
-            ("weights[i] = <<transformed[i][r][c] * scale>>;", "transformed[0][r][c] * scale"),
-            ("vectors[tap] = block[tap][<<i + j>>];", "i"),
             ("if (<<k0 + k < d.atoms>>)", "k0 + k < d.atoms - 1"),
             ("y = s.tile_y(tile) - <<s.top>>", "s.left"),
             ("x = s.tile_x(tile) - <<s.left>>", "0"),
@@ -331,7 +329,10 @@ MUTATIONS: dict[str, Table] = {
             _PATHS + "test_the_gradients_of_a_residual_in_bfloat16_obey_the_rule",
         ),
         [
-            ("(<<__builtin_convertvector(halves, IntVec) << 16>>)", "__builtin_convertvector(halves, IntVec) << 15"),
+            (
+                "(<<__builtin_convertvector(halves, IntVec) << 16>>)",
+                "__builtin_convertvector(halves, IntVec) << 15",
+            ),
             ("bits = <<static_cast<unsigned>(value.bits) << 16>>;", "static_cast<unsigned>(value.bits) << 15"),
             ("value[lane] = widened(<<from[lane]>>)", "from[0]"),
             ("to[lane].bits = <<halves[lane]>>", "halves[0]"),
@@ -347,10 +348,10 @@ MUTATIONS: dict[str, Table] = {
             ("kernels.transform_input(s, picture<Stored>(input, <<tile / s.tiles>>)", "0"),
             ("if (e.threshold) e.threshold += <<k>>;", "0"),
             ("e.addend = channels_from(picture<Stored>(*addend, n), <<k>>);", "0"),
-            ("weights + <<k>> * s.padded_inputs", "0"),
+            ("return weights + <<one>> * kWinogradChannels * s.padded_inputs", "0"),
             ("Slice(groups, <<piece % splits>>, splits)", "0"),
             ("epilogue.relu = <<relu>>;", "true"),
-            ("if (<<output.stride(dim) % kernels.lanes>>) return false;", "0"),
+            ("kStreamedBytes && <<is_aligned(output, kernels.lanes)>>;", "true"),
         ],
     ),
     "winograd_gradient.cpp": (

@@ -150,7 +150,7 @@ struct Kernels {
   void (*read_codes)(const Strided& from, const Plane& to, const Shape&, int begin, int end);
   void (*stream_codes)(const Plane& from, const Plane& to, const Shape&, int begin, int end);
   void (*streamed)();  // After a thread's last write around the caches.
-  void (*write_codes)(const Plane& from, const Strided& to, const Shape&, int begin, int end);
+  void (*write_codes)(const Plane& from, const Strided& to, const Shape&, int begin, int end, bool around);
   const Winograd* winograd;
 };
 

@@ -138,7 +138,8 @@ static void stream_codes(const Plane& from, const Plane& to, const Shape& s, int
   }
 }
 
-static void write_codes(const Plane& from, const Strided& to, const Shape& s, int begin, int end) {
+// `around`: the caches, where channels are adjacent and every pixel's are whole and aligned vectors.
+static void write_codes(const Plane& from, const Strided& to, const Shape& s, int begin, int end, bool around) {
   for (int row = begin; row < end; ++row) {
     const float* source = from.row(row);
     int first = 0;
@@ -150,7 +151,13 @@ static void write_codes(const Plane& from, const Strided& to, const Shape& s, in
           Vec block[kLanes];
           for (int k = 0; k < kLanes; ++k) block[k] = load(source + (first + k) * from.channel_stride + column);
           transpose(block);
-          for (int lane = 0; lane < lanes; ++lane) store(target + (column + lane) * to.column + first, block[lane]);
+          for (int lane = 0; lane < lanes; ++lane) {
+            float* pixel = target + (column + lane) * to.column + first;
+            if (around)
+              stream(pixel, block[lane]);
+            else
+              store(pixel, block[lane]);
+          }
         }
       }
     }

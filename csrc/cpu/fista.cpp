@@ -25,13 +25,13 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   const Solve solve{s, widths, pack, options, kernels, z0.has_value(), mask.has_value()};
   const int n_iter = options.n_iter();
   const bool direct = has_rows(sample(z, 0), s.code_width);
-  const bool around = direct && is_aligned(z, kernels.lanes) && s.code_width % kernels.lanes == 0 &&
+  const bool around = (direct ? s.code_width : s.atoms) % kernels.lanes == 0 && is_aligned(z, kernels.lanes) &&
                       int64_t{4} * s.batch * s.atoms * s.code_height * s.code_width > kStreamedBytes;
   // Rows of codes computed together: enough of them for the blocks of registers that long vectors have.
   const int block_rows = std::max(4, kernels.lanes / 2);
   // Vectors that are whole cache lines leave the registers so; parts of lines wait until their rows are complete.
-  const bool stream = around && kernels.lanes * int64_t{4} >= kLineBytes;
-  const bool wait = around && !stream && int64_t{4} * block_rows * s.atoms * widths.code <= kWaitingBytes;
+  const bool lines = around && kernels.lanes * int64_t{4} >= kLineBytes;
+  const bool wait = direct && around && !lines && int64_t{4} * block_rows * s.atoms * widths.code <= kWaitingBytes;
 
   // As many bands as give every thread work, none of fewer rows than its borders.
   const int threads = static_cast<int>(torch::stable::get_num_threads());
@@ -53,14 +53,14 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
       iterates.start(sample(x, n), z0 ? sample(*z0, n) : Strided{}, mask ? sample(*mask, n) : Strided{}, thresholds,
                      divisors, begin);
       const Strided to = sample(z, n);
-      if (direct) iterates.write_last_to(wait ? waiting : tensor_plane(to), stream);
+      if (direct) iterates.write_last_to(wait ? waiting : tensor_plane(to), lines);
       for (int row = begin; row < end; row += block_rows) {
         const int next = std::min(row + block_rows, end);
         iterates.advance_codes(n_iter, next);
         if (wait)
           kernels.stream_codes(waiting, tensor_plane(to), s, row, next);
         else if (!direct)
-          kernels.write_codes(iterates.code(n_iter), to, s, row, next);
+          kernels.write_codes(iterates.code(n_iter), to, s, row, next, lines);
       }
     }
     if (around) kernels.streamed();

@@ -116,7 +116,7 @@ class Reverse {
       const int begin = stage.gradients_done, end = std::min(begin + block_, target);
       if (k == 0) {
         arrive(0, begin, end);
-        if (wanted_.code) kernels_.write_codes(stage.gradient, grad_z0_, s_, begin, end);
+        if (wanted_.code) kernels_.write_codes(stage.gradient, grad_z0_, s_, begin, end, false);
       } else {
         take_support(k, begin, end);
         if (wanted_.dictionary) {

@@ -116,8 +116,8 @@ void analysis(Tensor image, Tensor dictionary, std::vector<int64_t> stride, std:
       if (base) pass.kernels.read_codes(sample(*base, n), p.base, s, i, end);
       if (point) pass.kernels.read_codes(sample(*previous, n), p.previous, s, i, end);
       pass.kernels.analysis({s, pass.pack.view(), p.image, p.zeros, e, p.combined}, i, end);
-      pass.kernels.write_codes(p.codes, sample(code, n), s, i, end);
-      if (point) pass.kernels.write_codes(p.point, sample(*point, n), s, i, end);
+      pass.kernels.write_codes(p.codes, sample(code, n), s, i, end, false);
+      if (point) pass.kernels.write_codes(p.point, sample(*point, n), s, i, end, false);
     }
   });
 }

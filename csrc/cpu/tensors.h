@@ -67,11 +67,10 @@ inline bool has_rows(const Strided& t, int width) {
   return t.element == Element::float32 && (t.column == 1 || width == 1);
 }
 
-// Whether every row of a float32 tensor begins at a multiple of a vector.
+// Whether vectors of so many adjacent numbers of a tensor begin at cache lines, or at whole parts of one.
 inline bool is_aligned(const Tensor& t, int lanes) {
-  const int64_t bytes = lanes * int64_t{4};
-  bool aligned = reinterpret_cast<uintptr_t>(t.data_ptr()) % bytes == 0;
-  for (int dim = 0; dim < 3; ++dim) aligned = aligned && t.stride(dim) % lanes == 0;
+  bool aligned = reinterpret_cast<uintptr_t>(t.data_ptr()) % 64 == 0;
+  for (int dim = 0; dim < t.dim(); ++dim) aligned = aligned && (t.stride(dim) == 1 || t.stride(dim) % lanes == 0);
   return aligned;
 }
 

@@ -67,10 +67,7 @@ struct Convolution {
 
   // Outputs too large to be found in a cache when they are read again are written around the caches.
   bool streams() const {
-    for (const int dim : {0, 2, 3})
-      if (output.stride(dim) % kernels.lanes) return false;
-    return output.numel() * int64_t{sizeof(Stored)} >= kStreamedBytes &&
-           reinterpret_cast<uintptr_t>(output.data_ptr()) % 64 == 0;
+    return output.numel() * int64_t{sizeof(Stored)} >= kStreamedBytes && is_aligned(output, kernels.lanes);
   }
 
   void run() const {
@@ -119,14 +116,18 @@ struct Convolution {
     for (int64_t group = part.groups.begin; group < part.groups.end; ++group) {
       const int64_t k = group * kWinogradChannels;
       const int channels = static_cast<int>(std::min<int64_t>(kWinogradChannels, s.outputs - k));
-      const Stored* panels = weights + k * s.padded_inputs;
+      const auto panels = [&](int64_t one, int point) {
+        return weights + one * kWinogradChannels * s.padded_inputs + point * per_point;
+      };
+      const int64_t later = group + 1 < part.groups.end ? group + 1 : part.groups.begin;
       for (int point = 0; point < kernels.points; ++point) {
         ask_for_addend(part, Slice(part.count, point, kernels.points), k, channels);
         const int64_t done = (group - part.groups.begin) * kernels.points + point;
         ask_for_input(next, Slice(next.count, done, (part.groups.end - part.groups.begin) * kernels.points));
-        kernels.multiply(from + point * from_stride, panels + point * per_point,
-                         round_up_to(part.count, kernels.tile_block), s.padded_inputs,
-                         round_up_to(channels, kernels.lanes), to + point * to_stride);
+        kernels.multiply(from + point * from_stride, panels(group, point), round_up_to(part.count, kernels.tile_block),
+                         s.padded_inputs, round_up_to(channels, kernels.lanes),
+                         point + 1 < kernels.points ? panels(group, point + 1) : panels(later, 0),
+                         to + point * to_stride);
       }
       phases.next(1);
       WinogradEpilogue<Stored> e = epilogue;

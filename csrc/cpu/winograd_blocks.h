@@ -95,8 +95,10 @@ struct WinogradKernels {
   // A tile of the input: point p at to + p * point_stride.
   void (*transform_input)(const WinogradShape&, const Picture<Stored>&, int channels, int tile, Stored* to,
                           int64_t point_stride);
-  // to [tiles][kWinogradChannels] = from [tiles][inputs] x weights, of one point and up to kWinogradChannels outputs.
-  void (*multiply)(const Stored* from, const Stored* weights, int tiles, int inputs, int outputs, Real* to);
+  // to [tiles][kWinogradChannels] = from [tiles][inputs] x weights, of one point and up to kWinogradChannels outputs;
+  // ahead: the weights of the next product.
+  void (*multiply)(const Stored* from, const Stored* weights, int tiles, int inputs, int outputs, const Stored* ahead,
+                   Real* to);
   void (*transform_output)(const WinogradShape&, const WinogradEpilogue<Stored>&, int channels, const Real* from,
                            int64_t point_stride, int tile, const Picture<Stored>& output);
   // The transposes of the last three transforms: of a tile of what the outputs' gradient is, of the product, of the

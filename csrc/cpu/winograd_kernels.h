@@ -169,10 +169,15 @@ static void winograd_gradient(const WinogradShape& s, const Picture<Real>& outpu
                                                point_stride);
 }
 
+// ahead: weights that are multiplied next. They come from far where there are many, and are asked for line after line
+// between the products.
 template <int P, typename Stored>
-static void winograd_panel(const Stored* from, const Stored* weights, int tiles, int inputs, RealOf<Stored>* to) {
+static void winograd_panel(const Stored* from, const Stored* weights, int tiles, int inputs, const Stored* ahead,
+                           RealOf<Stored>* to) {
   typedef typename VectorOf<Stored>::type V;
-  constexpr int lanes = VectorOf<Stored>::lanes, together = kTogether<Stored>;
+  constexpr int lanes = VectorOf<Stored>::lanes, together = kTogether<Stored>, line = 64 / sizeof(Stored);
+  const int64_t lines = static_cast<int64_t>(inputs / together) * line;
+  const Stored* const last = ahead + static_cast<int64_t>(inputs) * P * lanes - lines;
   for (int t = 0; t < tiles; t += kTileBlock) {
     const Stored* rows = from + static_cast<int64_t>(t) * inputs;
     V sums[kTileBlock][P];
@@ -180,8 +185,9 @@ static void winograd_panel(const Stored* from, const Stored* weights, int tiles,
     for (int i = 0; i < kTileBlock; ++i)
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) sums[i][p] = V{};
-    const Stored* u = weights;
-    for (int m = 0; m < inputs; m += together, u += P * lanes * together) {
+    const Stored *u = weights, *asked = ahead;
+    for (int m = 0; m < inputs; m += together, u += P * lanes * together, asked += line) {
+      __builtin_prefetch(asked, 0, 2);
       V w[P];
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) w[p] = load_weights(u + p * lanes * together);
@@ -192,6 +198,7 @@ static void winograd_panel(const Stored* from, const Stored* weights, int tiles,
         for (int p = 0; p < P; ++p) multiply_add<Stored>(sums[i][p], v, w[p]);
       }
     }
+    if (ahead < last) ahead += lines;
 #pragma GCC unroll 8
     for (int i = 0; i < kTileBlock; ++i)
 #pragma GCC unroll 8
@@ -201,22 +208,23 @@ static void winograd_panel(const Stored* from, const Stored* weights, int tiles,
 
 template <typename Stored>
 static void winograd_multiply(const Stored* from, const Stored* weights, int tiles, int inputs, int outputs,
-                              RealOf<Stored>* to) {
-  constexpr int lanes = VectorOf<Stored>::lanes;
-  for (int k = 0; k < outputs; k += kPanelVectors * lanes) {
+                              const Stored* ahead, RealOf<Stored>* to) {
+  constexpr int lanes = VectorOf<Stored>::lanes, most = kPanelVectors * lanes;
+  for (int k = 0; k < outputs; k += most) {
     const Stored* panel = weights + static_cast<int64_t>(k) * inputs;
-    switch (outputs - k < kPanelVectors * lanes ? (outputs - k) / lanes : kPanelVectors) {
+    const Stored* next = k + most < outputs ? panel + static_cast<int64_t>(most) * inputs : ahead;
+    switch (outputs - k < most ? (outputs - k) / lanes : kPanelVectors) {
       case 1:
-        winograd_panel<1>(from, panel, tiles, inputs, to + k);
+        winograd_panel<1>(from, panel, tiles, inputs, next, to + k);
         break;
       case 2:
-        winograd_panel<2>(from, panel, tiles, inputs, to + k);
+        winograd_panel<2>(from, panel, tiles, inputs, next, to + k);
         break;
       case 3:
-        winograd_panel<3>(from, panel, tiles, inputs, to + k);
+        winograd_panel<3>(from, panel, tiles, inputs, next, to + k);
         break;
       default:
-        winograd_panel<kPanelVectors>(from, panel, tiles, inputs, to + k);
+        winograd_panel<kPanelVectors>(from, panel, tiles, inputs, next, to + k);
         break;
     }
   }
