@@ -24,13 +24,15 @@ DEFINITION = '\nextern "C" { int csc_mutant = 0; }\n'
 WORKERS = 2
 
 
-def plant(folder: Path, names: list[str]) -> list[tuple[int, str, str]]:
+def plant(folder: Path, names: list[str], runnable: set[str]) -> list[tuple[int, str, str]]:
     """Put the mutations of some files into the sources of `folder`; their numbers, files and descriptions."""
     planted = []
     for name in names:
         path = folder / "csrc" / "cpu" / name
         source = path.read_text()
-        for marked, replacement in MUTATIONS[name][1]:
+        for marked, replacement, *needed in MUTATIONS[name][1]:
+            if not runnable.issuperset(needed):
+                continue
             before, rest = marked.split("<<", 1)
             expression, after = rest.rsplit(">>", 1)  # The last one: the expression may hold a shift.
             passage = before + expression + after
@@ -101,23 +103,23 @@ def run_tests(planted: list[tuple[int, str, str]]) -> int:
     return 1 if survivors else 0
 
 
-def runs_here(name: str) -> bool:
-    """Whether this processor has what a file's kernels are for: tests skip them elsewhere."""
+def instruction_sets() -> set[str]:
+    """What this processor runs: elsewhere tests skip what needs it."""
     import torch
 
-    import csc_kernels
+    from csc_kernels import native
 
-    csc_kernels.available_backends()  # Loads the library.
-    return name != "winograd_bfloat16.h" or torch.ops.csc_native.winograd_bfloat16()
+    found = set(native.build_info()["isa_available"])
+    return found | {"avx512_bf16"} if torch.ops.csc_native.winograd_bfloat16() else found
 
 
 def main() -> int:
-    names = sys.argv[1:] or [name for name in MUTATIONS if runs_here(name)]
+    names = sys.argv[1:] or list(MUTATIONS)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "mutated"
         ignored = shutil.ignore_patterns(".git", ".venv", "build", "*.so", "__pycache__", "results", ".hypothesis")
         shutil.copytree(ROOT, folder, ignore=ignored)
-        planted = plant(folder, names)
+        planted = plant(folder, names, instruction_sets())
         print(f"{len(planted)} mutations of {len(names)} files", flush=True)
         build(folder)
         os.chdir(folder)

@@ -1,7 +1,7 @@
 """Ways to break the kernels of csrc/cpu, for mutate_cpu.py.
 
-Of each file: the tests that must notice, and pairs of a passage that occurs once, with the expression to replace
-between << and >>, and what it is replaced by.
+Of each file: the tests that must notice, and a passage that occurs once, with the expression to replace between <<
+and >>, what it is replaced by, and which instruction set it takes to notice, where not every one will do.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ STREAM = STEM + (
     "tests/test_pairs.py::test_codes_between_two_of_bfloat16_become_the_even_one",
 )
 
-Table = tuple[tuple[str, ...], list[tuple[str, str]]]
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 MUTATIONS: dict[str, Table] = {
     "analysis.h": (
-        STEM,
+        STREAM,
         [
             ("if (e.base) value += <<load(e.base.row(at.row) + k * e.base.channel_stride + at.column)>>", "Vec{}"),
             ("shrunk = positive_part(<<value - threshold>>)", "value + threshold"),
@@ -52,7 +52,7 @@ MUTATIONS: dict[str, Table] = {
             ("sums[a][v] = <<Vec{} - e.threshold[atom + a]>>", "Vec{} + e.threshold[atom + a]"),
             ("sums[a][v] + <<load(rows.base[v] + a * rows.base_stride)>> - threshold", "load(rows.base[v])"),
             ("const Vec threshold = splat(<<rows.threshold[a]>>)", "rows.threshold[0]"),
-            ("stream(to, <<positive_part(sums[a][v])>>)", "sums[a][v]"),
+            ("stream(to, <<positive_part(sums[a][v])>>)", "sums[a][v]", "avx512"),
             ("store(to, <<positive_part(sums[a][v])>>)", "sums[a][v]"),
             ("rows.code[v] = <<e.code.row(at[v].row)>> + at[v].column + atom", "e.code.row(at[0].row)"),
             ("positions[v] = {at[v].row + below, at[v].column, <<at[v].lanes>>}", "kLanes"),
@@ -74,12 +74,13 @@ MUTATIONS: dict[str, Table] = {
             ("return <<sum(check) == 0>>", "true"),
             ("pixels[v] += <<stride>>", "0"),
             ("pixels[v] = <<positions.rows[from + v]>>", "positions.rows[from]"),
-            ("second[a][v] = <<first[a][v] - difference>>", "first[a][v] + difference"),
+            ("second[a][v] = <<first[a][v] - difference>>", "first[a][v] + difference", "avx512"),
             ("store(waiting, <<first[a][v] - difference>>)", "first[a][v] + difference"),
             (
                 "first[a][v] += <<difference>>;\n        }\n"
                 "      add_rows<A, V>(taps, pairs.upper, upper, first, lower",
                 "Vec{}",
+                "avx512",
             ),
             ("rows.code[v] += <<code_row>>", "0"),
             ("rows.base[v] += <<base_row>>", "0"),
@@ -194,6 +195,7 @@ MUTATIONS: dict[str, Table] = {
                 "load(<<source + (first + k) * from.channel_stride + column>>)",
                 "source + first * from.channel_stride + column",
             ),
+            ("stream(pixel, <<block[lane]>>)", "block[0]", "avx512"),
         ],
     ),
     "iterates.h": (
@@ -332,12 +334,17 @@ MUTATIONS: dict[str, Table] = {
             (
                 "(<<__builtin_convertvector(halves, IntVec) << 16>>)",
                 "__builtin_convertvector(halves, IntVec) << 15",
+                "avx512_bf16",
             ),
-            ("bits = <<static_cast<unsigned>(value.bits) << 16>>;", "static_cast<unsigned>(value.bits) << 15"),
-            ("value[lane] = widened(<<from[lane]>>)", "from[0]"),
-            ("to[lane].bits = <<halves[lane]>>", "halves[0]"),
-            ("__builtin_memcpy(&both, <<from>>, sizeof both)", "from - 1"),
-            ("reinterpret_cast<Vec>(low | <<high << 16>>)", "low << 16"),
+            (
+                "bits = <<static_cast<unsigned>(value.bits) << 16>>;",
+                "static_cast<unsigned>(value.bits) << 15",
+                "avx512_bf16",
+            ),
+            ("value[lane] = widened(<<from[lane]>>)", "from[0]", "avx512_bf16"),
+            ("to[lane].bits = <<halves[lane]>>", "halves[0]", "avx512_bf16"),
+            ("__builtin_memcpy(&both, <<from>>, sizeof both)", "from - 1", "avx512_bf16"),
+            ("reinterpret_cast<Vec>(low | <<high << 16>>)", "low << 16", "avx512_bf16"),
         ],
     ),
     "winograd.cpp": (
@@ -345,13 +352,13 @@ MUTATIONS: dict[str, Table] = {
         [
             ("Part{first, <<std::min(block, tiles() - first)>>,", "std::min(block, tiles() - 1 - first)"),
             ("const int64_t first = <<piece / splits>> * block", "piece"),
-            ("kernels.transform_input(s, picture<Stored>(input, <<tile / s.tiles>>)", "0"),
+            ("kernels.transform_input(s, inputs[<<tile / s.tiles>>]", "0"),
             ("if (e.threshold) e.threshold += <<k>>;", "0"),
-            ("e.addend = channels_from(picture<Stored>(*addend, n), <<k>>);", "0"),
+            ("e.addend = channels_from(addends[n], <<k>>);", "0"),
             ("return weights + <<one>> * kWinogradChannels * s.padded_inputs", "0"),
             ("Slice(groups, <<piece % splits>>, splits)", "0"),
             ("epilogue.relu = <<relu>>;", "true"),
-            ("kStreamedBytes && <<is_aligned(output, kernels.lanes)>>;", "true"),
+            ("kStreamedBytes && <<is_aligned(output, 64 / sizeof(Stored))>>", "true"),
         ],
     ),
     "winograd_gradient.cpp": (
@@ -363,8 +370,8 @@ MUTATIONS: dict[str, Table] = {
             ("<<total[entry] += other[entry]>>;", "total[entry]"),
             ("offset = <<i % kernels.points * kSums>>;", "0 * kSums"),
             ("if (<<slices == 1>>)\n          kernels.add_gradient(g);", "slices == 1 && block == 0"),
-            ("channels_from(picture<Real>(images[pair], n), <<g.first_channel>>)", "0"),
-            ("channels_from(picture<Real>(codes[pair], n), <<g.first_atom>>)", "0"),
+            ("channels_from(image_pictures[pair][n], <<g.first_channel>>)", "0"),
+            ("channels_from(code_pictures[pair][n], <<g.first_atom>>)", "0"),
             ("g.scale = <<scale>>;", "2 * scale"),
             ("std::fill_n(sum->get(), <<kernels.points * kSums>>, Real(0))", "kSums"),
         ],

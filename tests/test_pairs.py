@@ -38,11 +38,15 @@ def test_every_kernel_obeys_the_rule(backend: str, height: int, stride: int, col
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("height", (1, 3))  # One by one, and two by two.
-def test_codes_written_around_the_caches_have_the_same_bits(backend: str, height: int, isa: str) -> None:
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
+@pytest.mark.parametrize("height, atoms, nonneg", ((1, 50, True), (3, 48, True), (3, 50, False)))
+def test_codes_written_around_the_caches_have_the_same_bits(
+    backend: str, height: int, atoms: int, nonneg: bool, layout: torch.memory_format, isa: str
+) -> None:
+    """Row by row and two by two, pixels that are whole vectors and others, both epilogues."""
     with native.use_isa(isa):
-        x, dictionary = torch.rand(32, 2, 30, 48), 0.2 * torch.randn(50, 2, height, 3)
-        options = {"n_iter": 2, "padding": (height // 2, 1), "step_size": 0.05}
+        x, dictionary = torch.rand(32, 2, 30, 48).to(memory_format=layout), 0.2 * torch.randn(atoms, 2, height, 3)
+        options = {"n_iter": 2, "padding": (height // 2, 1), "step_size": 0.05, "nonneg": nonneg}
         whole = csc.fista(x, dictionary, 0.02, **options)
         assert whole.nbytes > 8 << 20
         parts = [csc.fista(part, dictionary, 0.02, **options) for part in x.split(5)]
@@ -62,6 +66,11 @@ def test_bands_written_around_the_caches_have_the_same_bits(backend: str, nonneg
     z, other = (csc.fista(t, dictionary, **options) for t in (x, x.to(memory_format=torch.channels_last)))
     assert z.nbytes > 8 << 20 and not other.is_contiguous()  # Channels last is written through them.
     assert torch.equal(z, other)
+
+
+def test_a_threshold_beyond_the_largest_number_leaves_nothing(backend: str) -> None:
+    x, dictionary = torch.rand(2, 3, 8, 8), torch.rand(16, 3, 3, 3)
+    assert not csc.fista(x, dictionary, 1e39, step_size=0.5).any()
 
 
 def test_products_far_below_the_threshold_are_not_rounded_as_it_is(backend: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -43,9 +44,11 @@ def takes_pairs() -> bool:
 def fits_winograd(dictionary: Tensor, stride: Sequence[int], gradient: bool = False) -> bool:
     """Whether a dictionary has the shape that Winograd's tiles are made for, and a precision that has kernels."""
     dtypes = (torch.float32, torch.float64) if forces_float64() else (torch.float32,)
-    if torch.ops.csc_native.winograd_bfloat16() and not gradient:
-        dtypes = (*dtypes, torch.bfloat16)
-    return dictionary.dtype in dtypes and tuple(dictionary.shape[2:]) == (3, 3) and list(stride) == [1, 1]
+    if tuple(dictionary.shape[2:]) != (3, 3) or list(stride) != [1, 1]:
+        return False
+    if dictionary.dtype is torch.bfloat16:
+        return not gradient and torch.ops.csc_native.winograd_bfloat16()
+    return dictionary.dtype in dtypes
 
 
 def choose_path(
@@ -55,13 +58,15 @@ def choose_path(
 
     F(2x2, 3x3) is as precise as a direct convolution. F(4x4, 3x3) loses a decimal digit, and is for those who allow
     it with torch.set_float32_matmul_precision("high") or "medium", in float32. bfloat16 has F(2x2, 3x3) alone, on
-    processors with units for it, and takes its dictionary's gradient directly.
+    processors with AVX512_BF16 and without AMX, and takes its dictionary's gradient directly.
     """
     if not fits_winograd(dictionary, stride, gradient):
         return "direct"
     rounded = dictionary.dtype == torch.bfloat16
     if _forced is not None:
         return "direct" if rounded and _forced == "f4" else _forced
+    if rounded and _has_tile_units():
+        return "direct"
     if min(z_size) < 2:  # Of a row of pixels a direct convolution leaves out the taps in the padding.
         return "direct"
     allowed = PATHS if torch.get_float32_matmul_precision() != "highest" and not rounded else PATHS[:2]
@@ -106,6 +111,12 @@ def cost(
     points = (side + 2) ** 2
     transform = TRANSFORM[16 if lanes == 16 else 8][path]
     return points * (tiles * (products / peak + transform * transformed) + ENTRY[path] * products) + CALL[path]
+
+
+@functools.cache
+def _has_tile_units() -> bool:
+    """Whether the processor has AMX: oneDNN's products of bfloat16 are then many times as fast as vectors'."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def _up(n: int, multiple: int) -> int:

@@ -40,7 +40,9 @@ def per_code(value: Tensor, z_shape: Sequence[int]) -> Tensor:
 def threshold(lmbda: Tensor, step_size: Tensor, z_shape: Sequence[int]) -> Tensor:
     """t lmbda; of a number in one operation: small ones take long once the caches have forgotten them."""
     if lmbda.dim() == 0:
-        return torch.full((1, z_shape[1], 1, 1), step_size.item() * lmbda.item(), dtype=torch.float32)
+        value = step_size.item() * lmbda.item()
+        most = torch.finfo(torch.float32).max  # Of larger numbers torch.full makes an error, not infinity.
+        return torch.full((1, z_shape[1], 1, 1), value if value <= most else torch.inf, dtype=torch.float32)
     return per_code(step_size * lmbda, z_shape)
 
 

@@ -19,7 +19,8 @@ struct PairRow {
   float sign;
 };
 
-// The products that a pair of code rows takes, in the order of their sums; see pairs.h.
+// The products that a pair of code rows takes, in the order of their sums; see pairs.h. There are at least as many sums
+// as differences, and as many upper as lower.
 struct PairedTaps {
   int differences = 0, sums = 0, upper = 0, lower = 0;
   const PairRow* list = nullptr;

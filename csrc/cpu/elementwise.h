@@ -138,7 +138,7 @@ static void stream_codes(const Plane& from, const Plane& to, const Shape& s, int
   }
 }
 
-// `around`: the caches, where channels are adjacent and every pixel's are whole and aligned vectors.
+// With `around` float32 channels that are adjacent go around the caches: every pixel's are whole and aligned vectors.
 static void write_codes(const Plane& from, const Strided& to, const Shape& s, int begin, int end, bool around) {
   for (int row = begin; row < end; ++row) {
     const float* source = from.row(row);

@@ -29,8 +29,10 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
                       int64_t{4} * s.batch * s.atoms * s.code_height * s.code_width > kStreamedBytes;
   // Rows of codes computed together: enough of them for the blocks of registers that long vectors have.
   const int block_rows = std::max(4, kernels.lanes / 2);
-  // Vectors that are whole cache lines leave the registers so; parts of lines wait until their rows are complete.
-  const bool lines = around && kernels.lanes * int64_t{4} >= kLineBytes;
+  // Vectors that are whole cache lines leave the registers so, of the usual epilogue or on the way to channels_last;
+  // others wait until their rows are complete.
+  const bool usual = nonneg && !divisor && threshold.size(2) == 1 && threshold.size(3) == 1;
+  const bool lines = around && kernels.lanes * int64_t{4} >= kLineBytes && (usual || !direct);
   const bool wait = direct && around && !lines && int64_t{4} * block_rows * s.atoms * widths.code <= kWaitingBytes;
 
   // As many bands as give every thread work, none of fewer rows than its borders.

@@ -131,7 +131,10 @@ class Pieces {
   // The next piece; none is left where it is not below the count.
   int64_t take() { return next_.fetch_add(1, std::memory_order_relaxed); }
 
-  // Calls worker(task) on as many threads as there are pieces for; on none that comes after the last was taken.
+  // Whether every thread will find another piece. Only then should one be taken before it is needed.
+  bool has_plenty() const { return count_ - next_.load(std::memory_order_relaxed) > torch::stable::get_num_threads(); }
+
+  // Calls worker(task) on as many threads as there are pieces for, but for those that come when all are taken.
   template <typename Worker>
   void share(const Worker& worker) {
     parallel_tasks(std::min<int64_t>(count_, torch::stable::get_num_threads()), [&](int64_t task) {

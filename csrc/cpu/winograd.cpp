@@ -11,6 +11,8 @@ namespace {
 // Weights of more bytes than this are not found in a cache from one block of tiles to the next, and blocks are large.
 constexpr int64_t kCachedWeights = 8 << 20, kLargeBlockBytes = 7 << 19;
 
+// Outputs of fewer bytes stay in the caches, for whoever reads them next; with more, what is read beside them would
+// drive them out.
 constexpr int64_t kStreamedBytes = 4 << 20;
 
 // The transforms of a dictionary (K, M, 3, 3), contiguous; see WinogradDictionary. Both results have (side + 2)^2
@@ -44,12 +46,11 @@ struct Convolution {
   const WinogradShape s;
   const Stored* weights;
   WinogradEpilogue<Stored> epilogue;
-  const Tensor& input;
-  const std::optional<Tensor>& addend;
+  const Pictures<Stored> inputs, addends, outputs;
   const Tensor& output;
   const std::optional<Tensor>& seconds;
 
-  int64_t tiles() const { return static_cast<int64_t>(s.tiles) * input.size(0); }
+  int64_t tiles() const { return s.tiles * output.size(0); }
 
   // A block stays in the second-level cache, unless the weights are more than any cache holds: they come from memory
   // for every block, and large blocks take longer than that.
@@ -65,9 +66,11 @@ struct Convolution {
     return round_up_to((tiles() + blocks - 1) / blocks, kernels.tile_block);
   }
 
-  // Outputs too large to be found in a cache when they are read again are written around the caches.
+  // Large outputs of pixels that are whole cache lines go around the caches. Of F(4x4, 3x3) vectors that are parts of
+  // lines would leave more lines open than processors collect at a time.
   bool streams() const {
-    return output.numel() * int64_t{sizeof(Stored)} >= kStreamedBytes && is_aligned(output, kernels.lanes);
+    return output.numel() * int64_t{sizeof(Stored)} >= kStreamedBytes && is_aligned(output, 64 / sizeof(Stored)) &&
+           (kernels.side == 2 || kernels.lanes * sizeof(Real) >= 64);
   }
 
   void run() const {
@@ -87,8 +90,10 @@ struct Convolution {
       const Scratch<Real> to(kernels.points * winograd_stride<Real>(block, kWinogradChannels));
       Phases phases(seconds.has_value());
       for (int64_t piece = queue.take(), next; piece < pieces; piece = next) {
-        next = queue.take();
+        const bool early = queue.has_plenty();
+        next = early ? queue.take() : pieces;
         compute(part(piece), next < pieces ? part(next) : Part{0, 0, {0, 0, 1}}, block, from.get(), to.get(), phases);
+        if (!early) next = queue.take();
       }
       if (epilogue.stream) chosen_kernels().streamed();
       phases.write(seconds, task);
@@ -109,8 +114,8 @@ struct Convolution {
     const int64_t per_point = static_cast<int64_t>(s.padded_inputs) * s.padded_outputs;
     for (int64_t i = 0; i < part.count; ++i) {
       const int64_t tile = part.first + i;
-      kernels.transform_input(s, picture<Stored>(input, tile / s.tiles), s.inputs, position(tile),
-                              from + i * s.padded_inputs, from_stride);
+      kernels.transform_input(s, inputs[tile / s.tiles], s.inputs, position(tile), from + i * s.padded_inputs,
+                              from_stride);
     }
     phases.next(0);
     for (int64_t group = part.groups.begin; group < part.groups.end; ++group) {
@@ -120,13 +125,14 @@ struct Convolution {
         return weights + one * kWinogradChannels * s.padded_inputs + point * per_point;
       };
       const int64_t later = group + 1 < part.groups.end ? group + 1 : part.groups.begin;
+      const bool as_wide = (later + 1) * kWinogradChannels <= s.outputs;
       for (int point = 0; point < kernels.points; ++point) {
         ask_for_addend(part, Slice(part.count, point, kernels.points), k, channels);
         const int64_t done = (group - part.groups.begin) * kernels.points + point;
         ask_for_input(next, Slice(next.count, done, (part.groups.end - part.groups.begin) * kernels.points));
         kernels.multiply(from + point * from_stride, panels(group, point), round_up_to(part.count, kernels.tile_block),
                          s.padded_inputs, round_up_to(channels, kernels.lanes),
-                         point + 1 < kernels.points ? panels(group, point + 1) : panels(later, 0),
+                         point + 1 < kernels.points ? panels(group, point + 1) : panels(as_wide ? later : group, 0),
                          to + point * to_stride);
       }
       phases.next(1);
@@ -134,9 +140,9 @@ struct Convolution {
       if (e.threshold) e.threshold += k;
       for (int64_t i = 0; i < part.count; ++i) {
         const int64_t tile = part.first + i, n = tile / s.tiles;
-        if (addend) e.addend = channels_from(picture<Stored>(*addend, n), k);
+        if (addends) e.addend = channels_from(addends[n], k);
         kernels.transform_output(s, e, channels, to + i * kWinogradChannels, to_stride, position(tile),
-                                 channels_from(picture<Stored>(output, n), k));
+                                 channels_from(outputs[n], k));
       }
       phases.next(2);
     }
@@ -144,14 +150,14 @@ struct Convolution {
 
   void ask_for_input(const Part& part, const Slice& slice) const {
     for (int64_t tile = part.first + slice.begin; tile < part.first + slice.end; ++tile)
-      ask_for_pixels(picture<Stored>(input, tile / s.tiles), s.height, s.width, s.tile_y(position(tile)) - s.top,
+      ask_for_pixels(inputs[tile / s.tiles], s.height, s.width, s.tile_y(position(tile)) - s.top,
                      s.tile_x(position(tile)) - s.left, s.side + 2, s.inputs);
   }
 
   void ask_for_addend(const Part& part, const Slice& slice, int64_t channel, int channels) const {
-    if (!addend) return;
+    if (!addends) return;
     for (int64_t tile = part.first + slice.begin; tile < part.first + slice.end; ++tile)
-      ask_for_pixels(channels_from(picture<Stored>(*addend, tile / s.tiles), channel), s.out_height, s.out_width,
+      ask_for_pixels(channels_from(addends[tile / s.tiles], channel), s.out_height, s.out_width,
                      s.tile_y(position(tile)), s.tile_x(position(tile)), s.side, channels);
   }
 };
@@ -168,8 +174,9 @@ void winograd(Tensor input, Tensor weights, int64_t side, int64_t top, int64_t l
                                     winograd_shape(kernels, input, output, top, left),
                                     static_cast<const Stored*>(weights.data_ptr()),
                                     epilogue,
-                                    input,
-                                    addend,
+                                    Pictures<Stored>(input),
+                                    addend ? Pictures<Stored>(*addend) : Pictures<Stored>(),
+                                    Pictures<Stored>(output),
                                     output,
                                     seconds};
     convolution.epilogue.stream = convolution.streams();

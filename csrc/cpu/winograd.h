@@ -51,14 +51,27 @@ void with_convolution(const Tensor& t, int64_t side, const Run& run) {
   run(*kernels);
 }
 
+// The samples of a tensor.
 template <typename Stored>
-Picture<Stored> picture(const Tensor& t, int64_t n) {
-  Picture<Stored> p;
-  p.data = static_cast<Stored*>(t.data_ptr()) + n * t.stride(0);
-  p.row = t.stride(2);
-  p.column = t.stride(3);
-  return p;
-}
+class Pictures {
+ public:
+  Pictures() = default;
+  explicit Pictures(const Tensor& t) : sample_(t.stride(0)) {
+    first_.data = static_cast<Stored*>(t.data_ptr());
+    first_.row = t.stride(2);
+    first_.column = t.stride(3);
+  }
+  explicit operator bool() const { return static_cast<bool>(first_); }
+  Picture<Stored> operator[](int64_t n) const {
+    Picture<Stored> p = first_;
+    p.data += n * sample_;
+    return p;
+  }
+
+ private:
+  Picture<Stored> first_;
+  int64_t sample_ = 0;
+};
 
 template <typename Stored>
 Picture<Stored> channels_from(Picture<Stored> p, int64_t channel) {

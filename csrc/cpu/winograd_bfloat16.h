@@ -16,7 +16,7 @@ static inline Vec load(const Bfloat16* from) {
   return reinterpret_cast<Vec>(__builtin_convertvector(halves, IntVec) << 16);
 }
 
-// Round to nearest, ties to even; NaN stays NaN.
+// Round to nearest, ties to even; NaN stays NaN, and what is below the smallest normal number becomes zero.
 static inline HalfVec rounded(Vec value) {
   HalfVec halves;
   asm("vcvtneps2bf16 %1, %0" : "=v"(halves) : "v"(value));
@@ -36,11 +36,11 @@ static inline Vec load_partial(const Bfloat16* from, int lanes) {
 }
 
 static inline void store_partial(Bfloat16* to, Vec value, int lanes) {
-  const HalfVec halves = rounded(value);
   if (lanes == kLanes) {
     store(to, value);
     return;
   }
+  const HalfVec halves = rounded(value);
   for (int lane = 0; lane < lanes; ++lane) to[lane].bits = halves[lane];
 }
 

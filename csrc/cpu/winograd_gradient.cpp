@@ -18,6 +18,8 @@ struct Correlation {
   const Real scale;
   const Tensor& gradient;
   const std::optional<Tensor>& seconds;
+  const std::vector<Pictures<Real>> image_pictures{images.begin(), images.end()},
+      code_pictures{codes.begin(), codes.end()};
 
   static constexpr int kSums = kWinogradChannels * kWinogradChannels;
 
@@ -51,7 +53,8 @@ struct Correlation {
           sum = std::make_unique<Scratch<Real>>(kernels.points * kSums);
         WinogradGradient<Real> g = block_gradient(block % atom_blocks, block / atom_blocks);
         for (int64_t b = steps * slice / slices; b < steps * (slice + 1) / slices; ++b)
-          add_tiles(g, b * step, step, image_points.get(), code_points.get(), sum->get(), phases);
+          add_tiles(g, b * step, step, steps * (slice + 1) / slices * step, image_points.get(), code_points.get(),
+                    sum->get(), phases);
         g.sums = sum->get();
         if (slices == 1)
           kernels.add_gradient(g);
@@ -99,15 +102,16 @@ struct Correlation {
   Place place(const WinogradGradient<Real>& g, int64_t tile) const {
     const size_t pair = static_cast<size_t>(tile / tiles_of_one());
     const int64_t n = tile % tiles_of_one() / s.tiles;
-    return {channels_from(picture<Real>(images[pair], n), g.first_channel),
-            channels_from(picture<Real>(codes[pair], n), g.first_atom), static_cast<int>(tile % s.tiles)};
+    return {channels_from(image_pictures[pair][n], g.first_channel),
+            channels_from(code_pictures[pair][n], g.first_atom), static_cast<int>(tile % s.tiles)};
   }
 
-  // Adds `step` tiles, or what is left of them, from `first` on.
-  void add_tiles(const WinogradGradient<Real>& g, int64_t first, int64_t step, Real* image_points, Real* code_points,
-                 Real* sums, Phases& phases) const {
+  // Adds `step` tiles, or what is left of them, from `first` on, and asks for those after them before `end`.
+  void add_tiles(const WinogradGradient<Real>& g, int64_t first, int64_t step, int64_t end, Real* image_points,
+                 Real* code_points, Real* sums, Phases& phases) const {
     const int64_t stride = winograd_stride<Real>(step, kWinogradChannels);
-    const int64_t count = std::min(step, tiles() - first), later = std::min(step, tiles() - first - count);
+    const int64_t count = std::min(step, tiles() - first),
+                  later = std::min(step, std::min(end, tiles()) - first - count);
     const int atoms = g.last_atom - g.first_atom, channels = g.last_channel - g.first_channel;
     for (int64_t i = 0; i < count; ++i) {
       const Place p = place(g, first + i);

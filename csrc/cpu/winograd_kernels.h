@@ -169,15 +169,16 @@ static void winograd_gradient(const WinogradShape& s, const Picture<Real>& outpu
                                                point_stride);
 }
 
-// ahead: weights that are multiplied next. They come from far where there are many, and are asked for line after line
-// between the products.
+// ahead: weights that are multiplied next, as many as these. They come from far where there are many, and are asked for
+// line after line between the products.
 template <int P, typename Stored>
 static void winograd_panel(const Stored* from, const Stored* weights, int tiles, int inputs, const Stored* ahead,
                            RealOf<Stored>* to) {
   typedef typename VectorOf<Stored>::type V;
-  constexpr int lanes = VectorOf<Stored>::lanes, together = kTogether<Stored>, line = 64 / sizeof(Stored);
-  const int64_t lines = static_cast<int64_t>(inputs / together) * line;
-  const Stored* const last = ahead + static_cast<int64_t>(inputs) * P * lanes - lines;
+  constexpr int lanes = VectorOf<Stored>::lanes, together = kTogether<Stored>, row = P * lanes * together;
+  constexpr int line = 64 / sizeof(Stored), step = row < line ? row : line;
+  const int64_t asked_in_pass = static_cast<int64_t>(inputs / together) * step;
+  const Stored* const last_pass = ahead + static_cast<int64_t>(inputs / together) * row - asked_in_pass;
   for (int t = 0; t < tiles; t += kTileBlock) {
     const Stored* rows = from + static_cast<int64_t>(t) * inputs;
     V sums[kTileBlock][P];
@@ -186,7 +187,7 @@ static void winograd_panel(const Stored* from, const Stored* weights, int tiles,
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) sums[i][p] = V{};
     const Stored *u = weights, *asked = ahead;
-    for (int m = 0; m < inputs; m += together, u += P * lanes * together, asked += line) {
+    for (int m = 0; m < inputs; m += together, u += row, asked += step) {
       __builtin_prefetch(asked, 0, 2);
       V w[P];
 #pragma GCC unroll 8
@@ -198,7 +199,7 @@ static void winograd_panel(const Stored* from, const Stored* weights, int tiles,
         for (int p = 0; p < P; ++p) multiply_add<Stored>(sums[i][p], v, w[p]);
       }
     }
-    if (ahead < last) ahead += lines;
+    if (ahead < last_pass) ahead += asked_in_pass;
 #pragma GCC unroll 8
     for (int i = 0; i < kTileBlock; ++i)
 #pragma GCC unroll 8

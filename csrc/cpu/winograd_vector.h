@@ -46,7 +46,7 @@ static inline void store_partial(double* to, DoubleVec value, int lanes) {
   for (int lane = 0; lane < lanes; ++lane) to[lane] = value[lane];
 }
 
-// Inputs that a weight's lane holds, and weights of an input or of so many, which a multiply-add takes at once.
+// How many inputs one multiply-add takes: so many weights of an output lie side by side.
 template <typename Stored>
 constexpr int kTogether = 1;
 
