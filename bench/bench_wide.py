@@ -39,9 +39,9 @@ def shapes() -> list[Case]:
     return found
 
 
-def by_path(path: str, case: Case, mode: str) -> Contender:
+def by_path(path: str, case: Case, mode: str, dtype: torch.dtype) -> Contender:
     """csc.fista by one path, or by the chosen one as torch's precision allows."""
-    one = contender("csc.fista", case, "channels_last", mode, torch.float32)
+    one = contender("csc.fista", case, "channels_last", mode, dtype)
     solve = one.call
     forced = path in paths.PATHS
 
@@ -53,14 +53,14 @@ def by_path(path: str, case: Case, mode: str) -> Contender:
     one.name = path
     one.call = call
     if not forced:
-        one.backend += f" {chosen(case, PRECISIONS[path], mode)}"
+        one.backend += f" {chosen(case, PRECISIONS[path], mode, dtype)}"
     return one
 
 
-def chosen(case: Case, precision: str, mode: str) -> str:
+def chosen(case: Case, precision: str, mode: str, dtype: torch.dtype) -> str:
     """The path of the convolutions, and in training that of the dictionary's gradient."""
     torch.set_float32_matmul_precision(precision)
-    dictionary = torch.empty(case.atoms, case.in_channels, case.kernel, case.kernel)
+    dictionary = torch.empty(case.atoms, case.in_channels, case.kernel, case.kernel, dtype=dtype)
     size = (case.code_size, case.code_size)
     gradients = (False, True) if mode == "training" else (False,)
     return "+".join(paths.choose_path(dictionary, (1, 1), case.batch, size, gradient) for gradient in gradients)
@@ -74,6 +74,7 @@ def main(
     first: Annotated[int, typer.Option(min=0, help="Skip so many shapes.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Measure so many.")] = 1000,
     mode: Annotated[str, typer.Option(help="forward or training; both when empty.")] = "",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     rounds: Annotated[int, typer.Option(min=3)] = 7,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     allocator: Annotated[str, typer.Option(help="keep or system, see harness.choose_allocator.")] = "keep",
@@ -82,11 +83,13 @@ def main(
     """Time every path of wide layers over many shapes."""
     torch.set_num_threads(threads)
     choose_allocator(allocator)
+    # Of bfloat16 there are no tiles of 4 x 4, and precision is nothing that is asked for.
+    names = ("direct", "f2", "default") if dtype == "bfloat16" else (*paths.PATHS, *PRECISIONS)
     for case in shapes()[first : first + count]:
         for kind in [mode] if mode else MODES:
-            contenders = [by_path(path, case, kind) for path in (*paths.PATHS, *PRECISIONS)]
+            contenders = [by_path(name, case, kind, getattr(torch, dtype)) for name in names]
             interleave(contenders, f"{name_of(case)}, {kind}", rounds=rounds, seconds=0.3, warm_up=1)
-            facts = {"case": name_of(case), "mode": kind, "dtype": "float32", "allocator": allocator}
+            facts = {"case": name_of(case), "mode": kind, "dtype": dtype, "allocator": allocator}
             rows = [{**facts, **provenance(), **one.row()} for one in contenders]
             update_csv(out / "wide.csv", rows)
             medians = {str(row["contender"]): float(str(row["p50_ms"])) for row in rows}

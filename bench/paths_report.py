@@ -19,13 +19,16 @@ def paths_table(runs: Sequence[Run]) -> str:
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
     slower = []
     for precision in ("default", "high"):
-        for mode in dict.fromkeys(run.mode for run in runs):
-            ratios = {run.case: _ratio(run, precision) for run in runs if run.mode == mode}
+        for dtype, mode in dict.fromkeys((run.dtype, run.mode) for run in runs):
+            if (dtype, precision) == ("bfloat16", "high"):
+                continue
+            kind = f"{precision}, {mode}" if dtype == "float32" else f"{dtype}, {mode}"
+            ratios = {run.case: _ratio(run, precision) for run in runs if (run.dtype, run.mode) == (dtype, mode)}
             slow = {case: value for case, value in ratios.items() if value > TOLERATED}
-            slower += [f"{case}; {mode}; {precision}: {value:.2f}" for case, value in slow.items()]
+            slower += [f"{case}; {kind}: {value:.2f}" for case, value in slow.items()]
             mean = statistics.geometric_mean(ratios.values())
             cells = [len(ratios), f"{mean:.2f}", f"{min(ratios.values()):.2f}", f"{max(ratios.values()):.2f}"]
-            lines.append(f"| {precision}, {mode} | " + " | ".join(map(str, [*cells, len(slow)])) + " |")
+            lines.append(f"| {kind} | " + " | ".join(map(str, [*cells, len(slow)])) + " |")
     if slower:
         lines.append("\nSlower than direct by more than 3 %:\n")
         lines += [f"- {text}" for text in slower]

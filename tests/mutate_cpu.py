@@ -107,8 +107,9 @@ def instruction_sets() -> set[str]:
     """What this processor runs: elsewhere tests skip what needs it."""
     import torch
 
-    from csc_kernels import native
+    from csc_kernels import available_backends, native
 
+    available_backends()  # Loads the library.
     found = set(native.build_info()["isa_available"])
     return found | {"avx512_bf16"} if torch.ops.csc_native.winograd_bfloat16() else found
 

@@ -75,9 +75,10 @@ def choose_path(
 
 
 # Measured with bench/bench_wide.py and bench/bench_phases.py, in multiply-adds at the processor's peak: the work
-# on a channel of a point of a tile in its transform (with AVX-512's 16 lanes, and with fewer), on an entry of the
-# dictionary beside its products, and around a call.
+# on a channel of a point of a tile in its transform (with AVX-512's 16 lanes, and with fewer; with bfloat16's
+# rounding), on an entry of the dictionary beside its products, and around a call.
 TRANSFORM = {16: {"f2": 16.0, "f4": 22.0}, 8: {"f2": 13.0, "f4": 25.0}}
+ROUNDED_TRANSFORM = 20.0
 ENTRY = {"direct": 150.0, "f2": 24.0, "f4": 30.0}
 CALL = {"direct": 10e6, "f2": 4e6, "f4": 4e6}
 TILES_AT_A_TIME = 6  # kTileBlock of csrc/cpu/winograd_kernels.h.
@@ -109,7 +110,7 @@ def cost(
     if gradient:  # Each block of atoms transforms the images anew, and each of channels the codes.
         transformed = sum(n * -(-other // BLOCK) for n, other in zip(padded, padded[::-1]))
     points = (side + 2) ** 2
-    transform = TRANSFORM[16 if lanes == 16 else 8][path]
+    transform = ROUNDED_TRANSFORM if rounded else TRANSFORM[16 if lanes == 16 else 8][path]
     return points * (tiles * (products / peak + transform * transformed) + ENTRY[path] * products) + CALL[path]
 
 
