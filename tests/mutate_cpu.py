@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from mutations_cpu import MUTATIONS
 
@@ -24,15 +25,22 @@ DEFINITION = '\nextern "C" { int csc_mutant = 0; }\n'
 WORKERS = 2
 
 
-def plant(folder: Path, names: list[str], runnable: set[str]) -> list[tuple[int, str, str]]:
-    """Put the mutations of some files into the sources of `folder`; their numbers, files and descriptions."""
+class Mutation(NamedTuple):
+    """One that was planted; `needed`: the instruction set that it takes to notice it, if not every one will do."""
+
+    number: int
+    file: str
+    text: str
+    needed: tuple[str, ...]
+
+
+def plant(folder: Path, names: list[str]) -> list[Mutation]:
+    """Put the mutations of some files into the sources of `folder`."""
     planted = []
     for name in names:
         path = folder / "csrc" / "cpu" / name
         source = path.read_text()
         for marked, replacement, *needed in MUTATIONS[name][1]:
-            if not runnable.issuperset(needed):
-                continue
             before, rest = marked.split("<<", 1)
             expression, after = rest.rsplit(">>", 1)  # The last one: the expression may hold a shift.
             passage = before + expression + after
@@ -41,7 +49,7 @@ def plant(folder: Path, names: list[str], runnable: set[str]) -> list[tuple[int,
             number = len(planted) + 1
             chosen = f"{before}(csc_mutant == {number} ? ({replacement}) : ({expression})){after}"
             source = source.replace(passage, chosen)
-            planted.append((number, name, f"{expression}  ->  {replacement}"))
+            planted.append(Mutation(number, name, f"{expression}  ->  {replacement}", tuple(needed)))
         path.write_text(source)
     return planted
 
@@ -70,7 +78,17 @@ def fork_tests(number: int, tests: tuple[str, ...], library: ctypes.CDLL) -> int
     os._exit(int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "not reference", *tests])))
 
 
-def run_tests(planted: list[tuple[int, str, str]]) -> int:
+def instruction_sets() -> set[str]:
+    """What this processor runs."""
+    import torch
+
+    from csc_kernels import native
+
+    found = set(native.build_info()["isa_available"])
+    return found | {"avx512_bf16"} if torch.ops.csc_native.winograd_bfloat16() else found
+
+
+def run_tests(planted: list[Mutation]) -> int:
     """In the copy: the tests once without any mutation, and once with each, each time in a fork of this process."""
     import hypothesis
 
@@ -82,36 +100,27 @@ def run_tests(planted: list[tuple[int, str, str]]) -> int:
     hypothesis.settings.load_profile("mutations")
     csc_kernels.available_backends()  # Loads the library.
     library = ctypes.CDLL(str(next(Path("csc_kernels").glob("_native*.so")).resolve()))
+    runnable = instruction_sets()
+    noticeable = [mutation for mutation in planted if runnable.issuperset(mutation.needed)]
 
-    for tests in {MUTATIONS[name][0] for _, name, _ in planted}:
+    for tests in {MUTATIONS[mutation.file][0] for mutation in noticeable}:
         _, status = os.waitpid(fork_tests(0, tests, library), 0)
         if status:
             print(f"{' '.join(tests)}: fail without any mutation")
             return 2
-    waiting, running, survivors = list(planted), {}, 0
+    waiting, running, survivors = list(noticeable), {}, 0
     while waiting or running:
         while waiting and len(running) < WORKERS:
             mutation = waiting.pop(0)
-            tests = MUTATIONS[mutation[1]][0]
-            running[fork_tests(mutation[0], tests, library)] = (*mutation, time.perf_counter())
+            process = fork_tests(mutation.number, MUTATIONS[mutation.file][0], library)
+            running[process] = (mutation, time.perf_counter())
         process, status = os.wait()
-        _, name, text, start = running.pop(process)
+        mutation, start = running.pop(process)
         survivors += status == 0
         verdict = "SURVIVED" if status == 0 else "caught"
-        print(f"{verdict} {name}: {text} ({time.perf_counter() - start:.0f} s)", flush=True)
-    print(f"{len(planted) - survivors} of {len(planted)} mutations are caught")
+        print(f"{verdict} {mutation.file}: {mutation.text} ({time.perf_counter() - start:.0f} s)", flush=True)
+    print(f"{len(noticeable) - survivors} of {len(noticeable)} mutations are caught")
     return 1 if survivors else 0
-
-
-def instruction_sets() -> set[str]:
-    """What this processor runs: elsewhere tests skip what needs it."""
-    import torch
-
-    from csc_kernels import available_backends, native
-
-    available_backends()  # Loads the library.
-    found = set(native.build_info()["isa_available"])
-    return found | {"avx512_bf16"} if torch.ops.csc_native.winograd_bfloat16() else found
 
 
 def main() -> int:
@@ -120,7 +129,7 @@ def main() -> int:
         folder = Path(scratch) / "mutated"
         ignored = shutil.ignore_patterns(".git", ".venv", "build", "*.so", "__pycache__", "results", ".hypothesis")
         shutil.copytree(ROOT, folder, ignore=ignored)
-        planted = plant(folder, names, instruction_sets())
+        planted = plant(folder, names)
         print(f"{len(planted)} mutations of {len(names)} files", flush=True)
         build(folder)
         os.chdir(folder)
