@@ -171,6 +171,7 @@ MUTATIONS: dict[str, Table] = {
             ("const float* pixels = b.combined + (row - begin) / 2 * size + <<i * width>>", "0"),
         ],
     ),
+    "vector.h": (STREAM, [("<<static_cast<unsigned>(value) << 16>>", "static_cast<unsigned>(value) << 15")]),
     "elementwise.h": (
         STREAM,
         [
@@ -188,7 +189,6 @@ MUTATIONS: dict[str, Table] = {
             ("signs += <<z < Vec{} ? -counted : counted>>", "counted"),
             ("values += <<counted * z>>", "counted"),
             ("load(target + column) + <<scale * load(source + column)>>", "load(source + column)"),
-            ("<<static_cast<unsigned>(value) << 16>>", "static_cast<unsigned>(value) << 15"),
             ("(bits + 0x7fffu + <<((bits >> 16) & 1u)>>)", "1u"),
             ("load(<<source + (column + lane) * from.column + first>>)", "source + column * from.column + first"),
             (
@@ -336,11 +336,6 @@ MUTATIONS: dict[str, Table] = {
                 "__builtin_convertvector(halves, IntVec) << 15",
                 "avx512_bf16",
             ),
-            (
-                "bits = <<static_cast<unsigned>(value.bits) << 16>>;",
-                "static_cast<unsigned>(value.bits) << 15",
-                "avx512_bf16",
-            ),
             ("value[lane] = widened(<<from[lane]>>)", "from[0]", "avx512_bf16"),
             ("to[lane].bits = <<halves[lane]>>", "halves[0]", "avx512_bf16"),
             ("__builtin_memcpy(&both, <<from>>, sizeof both)", "from - 1", "avx512_bf16"),
@@ -366,7 +361,7 @@ MUTATIONS: dict[str, Table] = {
         [
             ("static_cast<size_t>(<<tile / tiles_of_one()>>)", "0"),
             ("const int64_t n = <<tile % tiles_of_one() / s.tiles>>;", "0"),
-            ("for (int64_t b = <<steps * slice / slices>>; b < steps", "0"),
+            ("const Slice part(steps, <<slice>>, slices);", "0"),
             ("<<total[entry] += other[entry]>>;", "total[entry]"),
             ("offset = <<i % kernels.points * kSums>>;", "0 * kSums"),
             ("if (<<slices == 1>>)\n          kernels.add_gradient(g);", "slices == 1 && block == 0"),

@@ -43,12 +43,11 @@ def takes_pairs() -> bool:
 
 def fits_winograd(dictionary: Tensor, stride: Sequence[int], gradient: bool = False) -> bool:
     """Whether a dictionary has the shape that Winograd's tiles are made for, and a precision that has kernels."""
-    dtypes = (torch.float32, torch.float64) if forces_float64() else (torch.float32,)
     if tuple(dictionary.shape[2:]) != (3, 3) or list(stride) != [1, 1]:
         return False
     if dictionary.dtype is torch.bfloat16:
         return not gradient and torch.ops.csc_native.winograd_bfloat16()
-    return dictionary.dtype in dtypes
+    return dictionary.dtype is torch.float32 or (dictionary.dtype is torch.float64 and forces_float64())
 
 
 def choose_path(

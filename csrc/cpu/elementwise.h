@@ -72,13 +72,6 @@ static void combine(const Plane& to, float scale, const Plane& from, const Shape
   }
 }
 
-static inline float widen(unsigned short value) {
-  const unsigned bits = static_cast<unsigned>(value) << 16;
-  float result;
-  __builtin_memcpy(&result, &bits, sizeof result);
-  return result;
-}
-
 // Round to nearest, ties to even; NaN stays a quiet NaN.
 static inline unsigned short narrow(float value) {
   unsigned bits;

@@ -92,6 +92,14 @@ static inline Vec positive_part(Vec value) {
 #endif
 }
 
+// The bits of a bfloat16 as a float.
+static inline float widen(unsigned short value) {
+  const unsigned bits = static_cast<unsigned>(value) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
 static inline float sum(Vec value) {
   float total = 0;
   for (int lane = 0; lane < kLanes; ++lane) total += value[lane];

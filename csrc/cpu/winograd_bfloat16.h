@@ -4,12 +4,7 @@
 typedef unsigned short HalfVec __attribute__((vector_size(kLanes * 2)));
 typedef unsigned short UnalignedHalfVec __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
 
-static inline float widened(Bfloat16 value) {
-  const unsigned bits = static_cast<unsigned>(value.bits) << 16;
-  float result;
-  __builtin_memcpy(&result, &bits, sizeof result);
-  return result;
-}
+static inline float widened(Bfloat16 value) { return widen(value.bits); }
 
 static inline Vec load(const Bfloat16* from) {
   const HalfVec halves = *reinterpret_cast<const UnalignedHalfVec*>(from);

@@ -52,9 +52,9 @@ struct Correlation {
         else
           sum = std::make_unique<Scratch<Real>>(kernels.points * kSums);
         WinogradGradient<Real> g = block_gradient(block % atom_blocks, block / atom_blocks);
-        for (int64_t b = steps * slice / slices; b < steps * (slice + 1) / slices; ++b)
-          add_tiles(g, b * step, step, steps * (slice + 1) / slices * step, image_points.get(), code_points.get(),
-                    sum->get(), phases);
+        const Slice part(steps, slice, slices);
+        for (int64_t b = part.begin; b < part.end; ++b)
+          add_tiles(g, b * step, step, part.end * step, image_points.get(), code_points.get(), sum->get(), phases);
         g.sums = sum->get();
         if (slices == 1)
           kernels.add_gradient(g);
