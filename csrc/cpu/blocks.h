@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "geometry.h"
@@ -42,10 +43,22 @@ struct SpreadTaps : PairedTaps {
 // Pairs of code rows whose combined rows an analysis holds at once, and a correlation at most.
 constexpr int kPairsAtATime = 4, kPairsToCorrelate = 32;
 
+// Pairs of code rows that a synthesis spreads at once: as many as fill a block of registers.
+inline int pairs_to_spread(const Shape& s, int lanes) { return std::clamp(8 * lanes / s.code_width, 1, 4); }
+
+// A few taps of a kernel row, and where their pixels lie in a phased image row: so far from a code's column. With
+// `shifts` of Kernels they lie one after another.
+struct Run {
+  static constexpr int kMost = 4;
+  int taps, offsets[kMost];
+};
+
 // A dictionary in the orders that the kernels read it in.
 struct PackedDictionary {
-  int row_taps = 0;                 // M kW, the taps of one kernel row, channels outside.
-  const int* offsets = nullptr;     // Of each tap of a row, from a code's column, in a phased image row.
+  int row_taps = 0;              // M kW, the taps of one kernel row: channels outside, then phases.
+  const int* offsets = nullptr;  // Of each tap of a row, from a code's column, in a phased image row.
+  const Run* runs = nullptr;     // The same, in so many runs.
+  int run_count = 0;
   const float* analysis = nullptr;  // Per block of A atoms: [kH][row_taps][A].
   PairedTaps pairs;                 // Empty where pairs save nothing.
   SpreadTaps spread, row_by_row;    // Of pairs where they save products; each kernel row by itself.
@@ -91,6 +104,7 @@ struct SynthesisBlock {
   Plane code;          // Column 0 of rows with zero margins.
   const float* zeros;  // Stands for rows beyond the code, and for an image that is not given.
   SynthesisEpilogue epilogue;
+  Plane products;  // Rows for those of the pairs at once, zero at the margins.
 };
 
 // How far a synthesis has come: the code rows that were added, and the image rows begun and finished.
@@ -104,7 +118,7 @@ struct CorrelationBlock {
   Plane image;
   Plane code;
   const float* zeros;         // Stands for rows beyond the image, and for a code row beyond the last.
-  float* sums;                // [taps][K][lanes], or [combined rows][row_taps][K][lanes] of pairs, added to.
+  float* sums;                // [kernel rows, or combined rows of pairs][K][row_taps], added to.
   float* combined = nullptr;  // Room for the combined rows of so many pairs; none: row by row.
   int room = 0;
 };
@@ -142,7 +156,9 @@ struct Winograd;
 struct Kernels {
   const char* name;
   int lanes;
-  int atoms;  // Of a register block, which the analysis' dictionary is packed for.
+  int atoms;    // Of a register block, which the analysis' dictionary is packed for.
+  int run;      // Taps of a run, at most.
+  bool shifts;  // Vectors of pixels are shifted, where loaded they would cross cache lines.
   void (*analysis)(const AnalysisBlock&, int begin, int end);
   void (*synthesis)(const SynthesisBlock&, SynthesisRows&, int end);
   void (*correlation)(const CorrelationBlock&, int begin, int end);

@@ -62,7 +62,7 @@ class Reverse {
     }
     if (wanted.image) total_ = pool_.image(s_.height);
     if (wanted.dictionary) {
-      sums_ = pool_.floats(solve.dictionary.sums() * kernels_.lanes);
+      sums_ = pool_.floats(solve.dictionary.sums());
       room_ = std::min(block_ / 2, kPairsToCorrelate);
       combined_ = pool_.combined(solve.dictionary.view().pairs, room_);
     }
@@ -70,8 +70,8 @@ class Reverse {
 
   // What the samples since the last call add to the dictionary's gradient.
   std::vector<float> take_gradient() {
-    std::vector<float> gradient = solve_.dictionary.gradient(sums_, kernels_.lanes);
-    std::fill_n(sums_, solve_.dictionary.sums() * kernels_.lanes, 0.0f);
+    std::vector<float> gradient = solve_.dictionary.gradient(sums_);
+    std::fill_n(sums_, solve_.dictionary.sums(), 0.0f);
     return gradient;
   }
 
@@ -187,7 +187,8 @@ class Reverse {
     e.mask = iterates_.mask();
     e.residual = stage.image;
     e.total = total_;
-    kernels_.synthesis({s_, solve_.dictionary.view(), stage.gradient, iterates_.zeros(), e}, stage.images, target);
+    kernels_.synthesis({s_, solve_.dictionary.view(), stage.gradient, iterates_.zeros(), e, iterates_.products()},
+                       stage.images, target);
   }
 
   // to = base + t A' image

@@ -79,7 +79,7 @@ struct Widths {
       last = std::max(last, end);
       beyond = std::max(beyond, end - columns);
     }
-    phase = last + 1;
+    phase = round_up(last + 1, lanes);
     margin = round_up(beyond, lanes);
     code = margin + columns;
   }

@@ -42,6 +42,7 @@ class Iterates {
       : solve_(solve), s_(solve.shape), block_(block), iterations_(solve.options.n_iter() + 1) {
     zeros_ = pool.zero_row();
     combined_ = pool.combined(solve.dictionary.view().pairs, kPairsAtATime);
+    products_ = pool.products(solve.dictionary.view().spread, solve.kernels);
     image_ = masked_image_ = pool.image(s_.height);
     if (solve.masked) {
       mask_ = pool.image(s_.height);
@@ -107,7 +108,8 @@ class Iterates {
     e.image = image_;
     e.mask = mask_;
     e.residual = it.residual;
-    solve_.kernels.synthesis({s_, solve_.dictionary.view(), point_of_gradient(k - 1), zeros_, e}, it.residuals, target);
+    solve_.kernels.synthesis({s_, solve_.dictionary.view(), point_of_gradient(k - 1), zeros_, e, products_},
+                             it.residuals, target);
   }
 
   int first() const { return solve_.from_code ? 0 : 1; }
@@ -122,6 +124,7 @@ class Iterates {
   const Plane& mask() const { return mask_; }
   const float* zeros() const { return zeros_; }
   float* combined() const { return combined_; }
+  const Plane& products() const { return products_; }
 
   // Where the last iterate goes, a block at a time; `stream`: around the caches.
   void write_last_to(const Plane& code, bool stream) {
@@ -167,7 +170,7 @@ class Iterates {
   const int block_;
   const float* zeros_ = nullptr;
   float* combined_ = nullptr;
-  Plane image_, mask_, masked_image_;
+  Plane image_, mask_, masked_image_, products_;
   std::vector<Iteration> iterations_;
   Strided z0_;
   const Penalty* threshold_ = nullptr;

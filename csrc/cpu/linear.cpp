@@ -40,7 +40,7 @@ struct Pass {
 struct Planes {
   Pool pool;
   const float* zeros;
-  Plane image, mask, result, codes, base, previous, point;
+  Plane image, mask, result, codes, base, previous, point, products;
   float *sums = nullptr, *combined;
 
   explicit Planes(const Pass& pass)
@@ -61,6 +61,7 @@ void synthesis(Tensor z, Tensor dictionary, std::vector<int64_t> stride, std::ve
     if (!p.result) {
       p.codes = p.pool.codes(s.code_height);
       p.result = p.pool.image(s.height);
+      p.products = p.pool.products(pass.pack.view().spread, pass.kernels);
       if (x) p.image = p.pool.image(s.height);
       if (mask) p.mask = p.pool.image(s.height);
     }
@@ -72,7 +73,7 @@ void synthesis(Tensor z, Tensor dictionary, std::vector<int64_t> stride, std::ve
     e.mask = p.mask;
     e.residual = p.result;
     SynthesisRows rows;
-    pass.kernels.synthesis({s, pass.pack.view(), p.codes, p.zeros, e}, rows, s.height);
+    pass.kernels.synthesis({s, pass.pack.view(), p.codes, p.zeros, e, p.products}, rows, s.height);
     write_image(p.result, sample(result, n), s, pass.widths);
   });
 }
@@ -135,7 +136,7 @@ void correlation(Tensor image, Tensor code, Tensor dictionary, std::vector<int64
     if (!p.image) {
       p.image = p.pool.image(s.height);
       p.codes = p.pool.codes(s.code_height);
-      p.sums = p.pool.floats(pass.pack.sums() * pass.kernels.lanes);
+      p.sums = p.pool.floats(pass.pack.sums());
       p.combined = p.pool.combined(pass.pack.view().pairs, room);
     }
     read_image(sample(image, n), p.image, s, pass.widths);
@@ -144,7 +145,7 @@ void correlation(Tensor image, Tensor code, Tensor dictionary, std::vector<int64
                              s.code_height);
   });
   std::vector<std::vector<float>> parts;
-  for (const auto& state : states) parts.push_back(pass.pack.gradient(state->sums, pass.kernels.lanes));
+  for (const auto& state : states) parts.push_back(pass.pack.gradient(state->sums));
   if (!add_finite(pass.pack, parts, result)) correlation(image, code, dictionary, stride, pads, false, result);
 }
 

@@ -6,172 +6,290 @@
 // image's and waits in the residual's own place until the last code row that it sees has been added.
 //
 // Positions where a pair gives NaN or infinity are computed row by row: differences would spread them.
+//
+// With AVX-512 products are made where the codes lie, of each kernel column by itself, and shifted when they are
+// summed: one shift for all the atoms, see kShifts. Otherwise they are made where the pixels lie, of shifted codes.
 
 // A vector of `lanes` pixels of one phase, in all image rows that see the code rows `row` and row + 1.
 struct PixelPosition {
   int row, column, lanes;
 };
 
-// to[m][v] = the sum over atoms and kernel columns of M weights * the codes first[v] + Sign * second[v].
-template <int M, int V, int Sign>
-static inline void spread_registers(const SynthesisBlock& b, const float* const (&first)[V],
-                                    const float* const (&second)[V], int columns, const float* weights, Vec* to) {
-  const int64_t channel_stride = b.code.channel_stride;
-  Vec sums[M][V];
-#pragma GCC unroll 4
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) sums[m][v] = Vec{};
-  for (int k = 0; k < b.shape.atoms; ++k) {
-    for (int c = 0; c < columns; ++c, weights += M) {
-      const int64_t offset = k * channel_stride - c;
-      Vec w[M];
-#pragma GCC unroll 4
-      for (int m = 0; m < M; ++m) w[m] = splat(weights[m]);
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) {
-        Vec z = load(first[v] + offset);
-        if (Sign > 0) z += load(second[v] + offset);
-        if (Sign < 0) z -= load(second[v] + offset);
-        hold(z);
-#pragma GCC unroll 4
-        for (int m = 0; m < M; ++m) sums[m][v] += w[m] * z;
-      }
-    }
-  }
-#pragma GCC unroll 4
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) to[m * V + v] = sums[m][v];
-}
+// Vectors of codes in one row of each pair, and where the products of theirs go.
+struct SpreadPosition {
+  const float *first, *second;
+  float* products;
+};
 
-// Adds the first `count` products of one position, `step` vectors apart from channel to channel, to the image's rows.
-template <int M, bool Whole>
-static inline void add_to_rows(const SynthesisBlock& b, const SpreadTaps& taps, int count, int phase,
-                               const PixelPosition& at, const Vec* products, int step) {
-  // Copies: the stores below cannot alias them.
-  const Plane residual = b.epilogue.residual;
-  const PairRow* pair = taps.list;
-  const PairRow* const end = pair + count;
-  const int height = b.shape.height, lanes = at.lanes, first = at.row * b.shape.stride_height - b.shape.top;
-  const int64_t column = phase * residual.channel_stride + at.column;
-  const int64_t channel_stride = b.shape.stride_width * residual.channel_stride;
-  for (; pair < end; ++pair, products += M * step) {
-    const float sign = pair->sign;
-    const int row = first + pair->row, other = first + pair->other;
-    if (row >= 0 && row < height) {
-      float* to = residual.row(row) + column;
-#pragma GCC unroll 4
-      for (int m = 0; m < M; ++m, to += channel_stride)
-        store_partial(to, load(to) + products[m * step], Whole ? kLanes : lanes);
-    }
-    if (sign != 0 && other >= 0 && other < height) {
-      float* to = residual.row(other) + column;
-#pragma GCC unroll 4
-      for (int m = 0; m < M; ++m, to += channel_stride)
-        store_partial(to, load(to) + sign * products[m * step], Whole ? kLanes : lanes);
-    }
-  }
-}
+// Kernel columns that are multiplied at once, where they are by themselves.
+constexpr int kColumns = 4;
 
-// Whether vector v of each of `count` groups of V is finite, and so are sums of them; all vectors for v = -1.
-template <int V>
-static inline bool is_finite(const Vec* products, int count, int v) {
-  Vec check = {};
-  for (int i = 0; i < count; ++i, products += V) {
-    if (v >= 0)
-      check += 0 * (kHeadroom * products[v]);
-    else
-#pragma GCC unroll 16
-      for (int all = 0; all < V; ++all) check += 0 * (kHeadroom * products[all]);
-  }
-  return sum(check) == 0;
-}
+// What a product is made of: both rows of a pair, or one of them.
+enum class Codes { difference, sum, first, second };
 
-// The products of V positions of one phase, M channels of them.
-template <int M, int V>
-static void spread(const SynthesisBlock& b, const SpreadTaps& taps, const float* weights, int phase,
-                   const PixelPosition* at) {
-  constexpr int kMost = 2 * kMostKernelRows;
-  const Shape& s = b.shape;
-  const int columns = s.columns_of(phase);
-  const int64_t size = static_cast<int64_t>(s.atoms) * columns * M;
+// V vectors' products with M channels, of C kernel columns each by itself, or for C = 0 of the sum of all `columns`.
+template <int M, int C, int V, Codes Kind>
+static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition* at, int columns, const float* weights,
+                                  int64_t to) {
+  constexpr int kProducts = (C ? C : 1) * M;
+  const int64_t channel_stride = b.code.channel_stride, stride = b.products.channel_stride;
+  const int passes = C ? 1 : columns, step = C ? columns * M : M;
   const float *first[V], *second[V];
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) {
-    first[v] = b.code.row(at[v].row) + at[v].column;
-    second[v] = (at[v].row + 1 < s.code_height ? b.code.row(at[v].row + 1) : b.zeros) + at[v].column;
+    first[v] = Kind == Codes::second ? at[v].second : at[v].first;
+    second[v] = at[v].second;
   }
-  Vec products[kMost * M * V];
-  const int both = taps.differences + taps.sums, last = both + taps.upper;
-  for (int i = 0; i < taps.rows(); ++i) {
-    const float* w = weights + (i < taps.distinct ? i : i - taps.distinct) * size;
-    Vec* to = products + i * M * V;
-    if (i < taps.differences)
-      spread_registers<M, V, -1>(b, first, second, columns, w, to);
-    else if (i < both)
-      spread_registers<M, V, 1>(b, first, second, columns, w, to);
-    else
-      spread_registers<M, V, 0>(b, i < last ? first : second, first, columns, w, to);
+  Vec sums[kProducts][V];
+#pragma GCC unroll 16
+  for (int i = 0; i < kProducts; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) sums[i][v] = Vec{};
+  for (int k = 0; k < b.shape.atoms; ++k) {
+    for (int c = 0; c < passes; ++c, weights += step) {
+      const int64_t offset = k * channel_stride - c;
+      Vec w[kProducts];
+      if (!C) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kProducts; ++i) w[i] = splat(weights[i]);
+      }
+      Vec z[V];
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) {
+        z[v] = load(first[v] + offset);
+        if (Kind == Codes::sum) z[v] += load(second[v] + offset);
+        if (Kind == Codes::difference) z[v] -= load(second[v] + offset);
+        hold(z[v]);
+        if (C) continue;
+#pragma GCC unroll 4
+        for (int i = 0; i < kProducts; ++i) sums[i][v] += w[i] * z[v];
+      }
+      if (!C) continue;
+#pragma GCC unroll 16
+      for (int i = 0; i < kProducts; ++i) {
+        w[i] = splat(weights[i]);
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) sums[i][v] += w[i] * z[v];
+      }
+    }
   }
-  const SpreadTaps& rows = b.dictionary.row_by_row;
-  const bool finite = taps.list == rows.list || is_finite<V>(products, taps.rows() * M, -1);
-  for (int v = 0; v < V; ++v) {
-    // A last row that has no second: its products are of zeros, which an infinite atom makes NaN.
-    const bool lone = taps.list == rows.list && at[v].row + 1 == s.code_height;
-    const int count = taps.rows() - (lone ? taps.lower : 0);
-    if (!finite && !is_finite<V>(products, taps.rows() * M, v))
-      spread<M, 1>(b, rows, rows.phase_weights(s, phase), phase, at + v);
-    else if (at[v].lanes == kLanes)
-      add_to_rows<M, true>(b, taps, count, phase, at[v], products + v, V);
-    else
-      add_to_rows<M, false>(b, taps, count, phase, at[v], products + v, V);
-  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kProducts; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) store(at[v].products + to + i * stride, sums[i][v]);
 }
 
-template <int M, int V>
-static void spread_positions(const SynthesisBlock& b, int phase, const PixelPosition* at, int count) {
+// How many columns' products are kept.
+static inline int kept_columns(const Shape& s, int phase) { return kShifts ? s.columns_of(phase) : 1; }
+
+// All products of `count` vectors with the columns from `first` on.
+template <int M, int C, int V>
+static void multiply_positions(const SynthesisBlock& b, const SpreadPosition* at, int count, int phase, int first) {
   const SpreadTaps& taps = b.dictionary.spread;
-  const float* weights = taps.phase_weights(b.shape, phase);
-  int done = 0;
-  for (; done + V <= count; done += V) spread<M, V>(b, taps, weights, phase, at + done);
+  const int columns = b.shape.columns_of(phase), both = taps.differences + taps.sums, last = both + taps.upper;
+  const int64_t size = static_cast<int64_t>(b.shape.atoms) * columns * M, stride = M * b.products.channel_stride;
+  const float* weights = taps.phase_weights(b.shape, phase) + first * M;
+  for (; count >= V; count -= V, at += V) {
+    for (int i = 0; i < taps.rows(); ++i) {
+      const float* w = weights + (i < taps.distinct ? i : i - taps.distinct) * size;
+      const int64_t to = (i * kept_columns(b.shape, phase) + first) * stride;
+      if (i < taps.differences)
+        multiply_codes<M, C, V, Codes::difference>(b, at, columns, w, to);
+      else if (i < both)
+        multiply_codes<M, C, V, Codes::sum>(b, at, columns, w, to);
+      else if (i < last)
+        multiply_codes<M, C, V, Codes::first>(b, at, columns, w, to);
+      else
+        multiply_codes<M, C, V, Codes::second>(b, at, columns, w, to);
+    }
+  }
   if constexpr (V > 1) {
-    if (done < count) spread_positions<M, V / 2>(b, phase, at + done, count - done);
+    if (count) multiply_positions<M, C, V / 2>(b, at, count, phase, first);
   }
 }
 
-static void spread_channels(const SynthesisBlock& b, int phase, const PixelPosition* at, int count) {
-  switch (b.shape.channels) {
-    case 1:
-      return spread_positions<1, kLonePixels>(b, phase, at, count);
-    case 2:
-      return spread_positions<2, kPixels>(b, phase, at, count);
-    case 3:
-      return spread_positions<3, kPixels>(b, phase, at, count);
-    default:
-      return spread_positions<4, kPixels / 2>(b, phase, at, count);
+// The largest power of two of vectors whose sums of `products` each find registers.
+constexpr int vectors_of(int products) {
+  int vectors = 8;
+  while (vectors > 1 && vectors * products > kSpreadSums) vectors /= 2;
+  return vectors;
+}
+
+template <int M>
+static void multiply_columns(const SynthesisBlock& b, const SpreadPosition* at, int count, int phase) {
+  if constexpr (!kShifts) {
+    multiply_positions<M, 0, vectors_of(M)>(b, at, count, phase, 0);
+  } else {
+    const int columns = b.shape.columns_of(phase);
+    for (int first = 0; first < columns; first += kColumns) {
+      switch (columns - first) {
+        case 1:
+          multiply_positions<M, 1, vectors_of(M)>(b, at, count, phase, first);
+          break;
+        case 2:
+          multiply_positions<M, 2, vectors_of(2 * M)>(b, at, count, phase, first);
+          break;
+        case 3:
+          multiply_positions<M, 3, vectors_of(3 * M)>(b, at, count, phase, first);
+          break;
+        default:
+          multiply_positions<M, 4, vectors_of(4 * M)>(b, at, count, phase, first);
+      }
+    }
   }
+}
+
+// Adds the first `count` products of one position to the image's rows.
+template <int M>
+static inline void add_to_rows(const SynthesisBlock& b, const SpreadTaps& taps, int count, int phase,
+                               const PixelPosition& at, const Vec* products) {
+  // Copies: the stores below cannot alias them.
+  const Plane residual = b.epilogue.residual;
+  const int height = b.shape.height, lanes = at.lanes, first = at.row * b.shape.stride_height - b.shape.top;
+  const int64_t column = phase * residual.channel_stride + at.column;
+  const int64_t channel_stride = b.shape.stride_width * residual.channel_stride;
+  for (const PairRow *pair = taps.list, *end = pair + count; pair < end; ++pair, products += M) {
+    const int row = first + pair->row;
+    if (row < 0 || row >= height) continue;
+    float* to = residual.row(row) + column;
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m, to += channel_stride) store_partial(to, load(to) + products[m], lanes);
+  }
+}
+
+// The products of one position, each kernel row by itself.
+template <int M>
+static __attribute__((noinline)) void spread_row_by_row(const SynthesisBlock& b, int phase, const PixelPosition& at) {
+  const Shape& s = b.shape;
+  const SpreadTaps& rows = b.dictionary.row_by_row;
+  const int columns = s.columns_of(phase);
+  const int64_t size = static_cast<int64_t>(s.atoms) * columns * M;
+  const bool lone = at.row + 1 == s.code_height;
+  const int count = rows.rows() - (lone ? rows.lower : 0);
+  Vec products[2 * kMostKernelRows * M];
+  for (int i = 0; i < count; ++i) {
+    const float* weights = rows.phase_weights(s, phase) + i % rows.distinct * size;
+    const float* codes = b.code.row(at.row + i / rows.distinct) + at.column;
+    Vec sums[M] = {};
+    for (int k = 0; k < s.atoms; ++k, codes += b.code.channel_stride)
+      for (int c = 0; c < columns; ++c)
+        for (int m = 0; m < M; ++m) sums[m] += splat(*weights++) * load(codes - c);
+    for (int m = 0; m < M; ++m) products[i * M + m] = sums[m];
+  }
+  add_to_rows<M>(b, rows, count, phase, at, products);
+}
+
+// total = the products of M channels at one position, shifted and summed over the kernel's columns.
+template <int M>
+static inline void sum_columns(const float* products, int64_t stride, int columns, Vec (&total)[M]) {
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) total[m] = load(products + m * stride);
+  for (int c = 1; c < columns; ++c)
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) total[m] += load(products + (c * M + m) * stride - c);
+}
+
+// Adds what one pair of rows adds to one position of the image, if all of it is finite and so are sums of it.
+template <int M>
+static inline bool add_pair(const SynthesisBlock& b, const float* products, int phase, const PixelPosition& at) {
+  const SpreadTaps taps = b.dictionary.spread;
+  const int columns = kept_columns(b.shape, phase), rows = b.shape.kernel_height + b.shape.stride_height;
+  const int64_t stride = b.products.channel_stride;
+  Vec sums[2 * kMostKernelRows][M];
+  for (int row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) sums[row][m] = Vec{};
+  Vec check = {};
+  for (const PairRow *pair = taps.list, *end = pair + taps.rows(); pair < end;
+       ++pair, products += columns * M * stride) {
+    Vec total[M];
+    sum_columns(products, stride, columns, total);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      check += 0 * (kHeadroom * total[m]);
+      sums[pair->row][m] += total[m];
+      sums[pair->other][m] += pair->sign * total[m];
+    }
+  }
+  if (sum(check) != 0) return false;
+  const Plane residual = b.epilogue.residual;
+  const int64_t column = phase * residual.channel_stride + at.column;
+  const int64_t channel_stride = b.shape.stride_width * residual.channel_stride;
+  const int first = at.row * b.shape.stride_height - b.shape.top;
+  for (int row = 0; row < rows; ++row) {
+    if (first + row < 0 || first + row >= b.shape.height) continue;
+    float* to = residual.row(first + row) + column;
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m, to += channel_stride) store_partial(to, load(to) + sums[row][m], at.lanes);
+  }
+  return true;
+}
+
+// The same where each kernel row is by itself.
+template <int M>
+static inline void add_rows_of(const SynthesisBlock& b, const float* products, int phase, const PixelPosition& at) {
+  const SpreadTaps& taps = b.dictionary.spread;
+  // A last row that has no second: its products are of zeros, which an infinite atom makes NaN.
+  const int count = taps.rows() - (at.row + 1 == b.shape.code_height ? taps.lower : 0);
+  const int columns = kept_columns(b.shape, phase);
+  Vec totals[2 * kMostKernelRows][M];
+  for (int i = 0; i < count; ++i, products += columns * M * b.products.channel_stride)
+    sum_columns(products, b.products.channel_stride, columns, totals[i]);
+  add_to_rows<M>(b, taps, count, phase, at, totals[0]);
 }
 
 // Adds the pairs in code rows [begin, end).
+template <int M>
 static void spread_pairs(const SynthesisBlock& b, int begin, int end) {
-  const Shape& s = b.shape;
   constexpr int kMost = 64;
-  PixelPosition at[kMost];
+  const Shape& s = b.shape;
+  const bool single = b.dictionary.spread.list == b.dictionary.row_by_row.list;
+  const int step = 2 * pairs_to_spread(s, kLanes);
+  SpreadPosition at[kMost];
   for (int phase = 0; phase < s.stride_width; ++phase) {
+    if (s.columns_of(phase) <= 0) continue;  // No code sees these pixels.
     const int origin = s.phase_begin(phase), width = s.phase_count(phase);
-    int count = 0;
-    for (int row = begin; row < end; row += 2) {
-      for (int column = 0; column < width; column += kLanes) {
-        const int left = width - column;
-        at[count++] = {row, origin + column, left < kLanes ? left : kLanes};
-        if (count == kMost) {
-          spread_channels(b, phase, at, count);
+    const int from = kShifts ? 0 : origin, to = kShifts ? s.code_width : origin + width;
+    for (int row = begin; row < end; row += step) {
+      const int stop = end - row < step ? end : row + step;
+      int count = 0;
+      for (int upper = row; upper < stop; upper += 2) {
+        const float* one = b.code.row(upper);
+        const float* other = upper + 1 < s.code_height ? b.code.row(upper + 1) : b.zeros;
+        float* products = b.products.row((upper - row) / 2);
+        for (int column = from; column < to; column += kLanes) {
+          at[count++] = {one + column, other + column, products + column};
+          if (count < kMost) continue;
+          multiply_columns<M>(b, at, count, phase);
           count = 0;
         }
       }
+      multiply_columns<M>(b, at, count, phase);
+      for (int upper = row; upper < stop; upper += 2) {
+        const float* products = b.products.row((upper - row) / 2);
+        for (int column = 0; column < width; column += kLanes) {
+          const int left = width - column;
+          const PixelPosition pixels{upper, origin + column, left < kLanes ? left : kLanes};
+          if (single)
+            add_rows_of<M>(b, products + pixels.column, phase, pixels);
+          else if (!add_pair<M>(b, products + pixels.column, phase, pixels))
+            spread_row_by_row<M>(b, phase, pixels);
+        }
+      }
     }
-    if (count) spread_channels(b, phase, at, count);
+  }
+}
+
+static void spread_channels(const SynthesisBlock& b, int begin, int end) {
+  switch (b.shape.channels) {
+    case 1:
+      return spread_pairs<1>(b, begin, end);
+    case 2:
+      return spread_pairs<2>(b, begin, end);
+    case 3:
+      return spread_pairs<3>(b, begin, end);
+    default:
+      return spread_pairs<4>(b, begin, end);
   }
 }
 
@@ -198,7 +316,7 @@ static void synthesis(const SynthesisBlock& b, SynthesisRows& at, int end) {
     for (int64_t i = 0; i < e.residual.row_stride; i += kLanes) store(row + i, load(image + i));
   }
   if (at.codes < codes) {
-    spread_pairs(b, at.codes, codes);
+    spread_channels(b, at.codes, codes);
     at.codes = codes;
   }
   for (; at.finished < end; ++at.finished)

@@ -53,6 +53,28 @@ static inline void hold(Vec& value) {
 #endif
 }
 
+// With AVX-512 a vector that crosses a cache line costs as much as three that do not: it is put together from two.
+constexpr bool kShifts = kLanes == 16;
+
+// The vector that lies `Lanes` floats behind `low`; next: the one that lies a whole vector behind.
+template <int Lanes>
+static inline Vec shift(const float* low, Vec next) {
+#if defined(CSC_ISA_AVX512)
+  asm("valignd %3, %2, %1, %0" : "=v"(next) : "v"(next), "m"(*reinterpret_cast<const UnalignedVec*>(low)), "i"(Lanes));
+  return next;
+#else
+  return load(low + Lanes);
+#endif
+}
+
+// The same for at most three lanes, known where loops have been unrolled.
+static inline __attribute__((always_inline)) Vec shifted(const float* low, Vec next, int lanes) {
+  if (lanes == 1) return shift<1>(low, next);
+  if (lanes == 2) return shift<2>(low, next);
+  if (lanes == 3) return shift<3>(low, next);
+  return load(low);
+}
+
 static inline Vec splat(float value) { return value - Vec{}; }
 
 // The first `lanes` lanes; memory beyond them is neither read nor written.
@@ -104,6 +126,21 @@ static inline float sum(Vec value) {
   float total = 0;
   for (int lane = 0; lane < kLanes; ++lane) total += value[lane];
   return total;
+}
+
+// The sum of each row's lanes, in the lane of its number: log2(kLanes) rounds that fold rows i, i + half into one.
+static inline Vec lane_sums(Vec (&rows)[kLanes]) {
+  IntVec low, high;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    low[lane] = lane / 2 + (lane % 2) * kLanes;
+    high[lane] = low[lane] + kLanes / 2;
+  }
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i)
+      rows[i] = __builtin_shuffle(rows[i], rows[i + half], low) + __builtin_shuffle(rows[i], rows[i + half], high);
+  return rows[0];
 }
 
 // Transposes a kLanes x kLanes block: log2(kLanes) rounds of perfect shuffles of rows i, i + half.

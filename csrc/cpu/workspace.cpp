@@ -49,18 +49,35 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
         for (int dx = 0; dx < s.kernel_width; ++dx)
           plain_.push_back(read(atoms, k * atom_stride + m * atoms.channel + dy * atoms.row + dx * atoms.column));
 
+  for (int phase = 0; phase < s.stride_width; ++phase)
+    for (int dx = phase; dx < s.kernel_width; dx += s.stride_width) columns_.push_back(dx);
+  for (int m = 0; m < s.channels; ++m)
+    for (const int dx : columns_)
+      offsets_.push_back((m * s.stride_width + dx % s.stride_width) * widths.phase + dx / s.stride_width);
+  const auto add_runs = [&](int tap, int taps) {
+    const int count = ceil_div(taps, kernels.run);
+    for (int i = 0; i < count; ++i) {
+      Run run{};
+      for (int t = taps * i / count; t < taps * (i + 1) / count; ++t) run.offsets[run.taps++] = offsets_[tap + t];
+      runs_.push_back(run);
+    }
+  };
+  if (kernels.shifts) {
+    for (int m = 0, tap = 0; m < s.channels; ++m)
+      for (int phase = 0; phase < s.stride_width; tap += s.columns_of(phase++)) add_runs(tap, s.columns_of(phase));
+  } else {
+    add_runs(0, s.channels * s.kernel_width);
+  }
+
   // Analysis: per block of A atoms [kH][M kW][A]; blocks of the kernels' size, then of 4, 2, 1.
   analysis_.reserve(plain_.size());
   for (int atom = 0, block = kernels.atoms; atom < s.atoms; atom += block) {
     while (atom + block > s.atoms) block = block > 4 ? 4 : block / 2;
     for (int dy = 0; dy < s.kernel_height; ++dy)
       for (int m = 0; m < s.channels; ++m)
-        for (int dx = 0; dx < s.kernel_width; ++dx)
+        for (const int dx : columns_)
           for (int a = 0; a < block; ++a) analysis_.push_back(scale * at(atom + a, m, dy, dx));
   }
-  for (int m = 0; m < s.channels; ++m)
-    for (int dx = 0; dx < s.kernel_width; ++dx)
-      offsets_.push_back((m * s.stride_width + dx % s.stride_width) * widths.phase + dx / s.stride_width);
 
   std::vector<Product> rows;
   for (int dy = 0; dy < s.kernel_height; ++dy) rows.push_back({{dy, dy, 0}, {dy, dy, dy}, {1, 0, 0}});
@@ -84,6 +101,8 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
   }
   view_.row_taps = s.channels * s.kernel_width;
   view_.offsets = offsets_.data();
+  view_.runs = runs_.data();
+  view_.run_count = static_cast<int>(runs_.size());
   view_.analysis = analysis_.data();
 }
 
@@ -141,7 +160,7 @@ void DictionaryPack::pair_taps(const Shape& s, float scale, int block) {
     while (atom + block > s.atoms) block = block > 4 ? 4 : block / 2;
     for (const Product& p : products_)
       for (int m = 0; m < s.channels; ++m)
-        for (int dx = 0; dx < s.kernel_width; ++dx)
+        for (const int dx : columns_)
           for (int a = 0; a < block; ++a) paired_.push_back(static_cast<float>(scale * weight(p, atom + a, m, dx)));
   }
   for (const float weight : paired_) {
@@ -189,19 +208,17 @@ void write_image(const Plane& from, const Strided& to, const Shape& s, const Wid
   }
 }
 
-std::vector<float> DictionaryPack::gradient(const float* sums, int lanes) const {
+std::vector<float> DictionaryPack::gradient(const float* sums) const {
   std::vector<float> gradient(plain_.size());
   for (const Product& product : products_) {
-    for (int tap = 0; tap < view_.row_taps; ++tap) {
-      const int m = tap / kernel_width_, dx = tap % kernel_width_;
-      for (int k = 0; k < atoms_; ++k, sums += lanes) {
-        float total = 0;
-        for (int lane = 0; lane < lanes; ++lane) total += sums[lane];
+    for (int k = 0; k < atoms_; ++k) {
+      for (int tap = 0; tap < view_.row_taps; ++tap, ++sums) {
+        const int m = tap / kernel_width_, dx = columns_[tap % kernel_width_];
         float* column =
             gradient.data() + (static_cast<int64_t>(k) * channels_ + m) * kernel_height_ * kernel_width_ + dx;
         for (int i = 0; i < 3; ++i)
           if (product.weights[i] != 0)
-            column[product.taps[i] * kernel_width_] += static_cast<float>(product.weights[i]) * total;
+            column[product.taps[i] * kernel_width_] += static_cast<float>(product.weights[i]) * *sums;
       }
     }
   }

@@ -53,6 +53,13 @@ class Pool {
     return pairs.rows() ? image(count * pairs.rows(), count * pairs.rows()).base : nullptr;
   }
 
+  // Room for the products of a synthesis, which shifting kernels make of each kernel column by itself.
+  Plane products(const SpreadTaps& taps, const Kernels& kernels) {
+    const int products = taps.rows() * shape_.channels * (kernels.shifts ? shape_.columns_of(0) : 1);
+    const int pairs = pairs_to_spread(shape_, kernels.lanes);
+    return rows_of(products, widths_.code, widths_.margin, pairs, pairs);
+  }
+
   float* floats(int64_t count) {
     storage_.emplace_back(count);
     return storage_.back().get();
@@ -98,9 +105,9 @@ class DictionaryPack {
 
   const PackedDictionary& view() const { return view_; }
 
-  // How many vectors of sums the correlation adds to, and the contiguous (K, M, kH, kW) gradient that they make.
+  // How many sums the correlation adds to, and the contiguous (K, M, kH, kW) gradient that they make.
   int64_t sums() const { return static_cast<int64_t>(products_.size()) * view_.row_taps * atoms_; }
-  std::vector<float> gradient(const float* sums, int lanes) const;
+  std::vector<float> gradient(const float* sums) const;
 
   float at(int k, int m, int dy, int dx) const {
     return plain_[((static_cast<size_t>(k) * channels_ + m) * kernel_height_ + dy) * kernel_width_ + dx];
@@ -126,7 +133,9 @@ class DictionaryPack {
   std::vector<Product> products_;  // Of pairs; or each kernel row by itself.
   std::vector<float> plain_, analysis_, paired_, spread_, row_by_row_;
   std::vector<PairRow> pairs_, rows_;
+  std::vector<int> columns_;  // Of a kernel row, phases outside.
   std::vector<int> offsets_;
+  std::vector<Run> runs_;
   PackedDictionary view_;
 };
 
