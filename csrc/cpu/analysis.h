@@ -210,7 +210,7 @@ static inline void start(const AnalysisEpilogue& e, int atom, Vec (&sums)[A][V])
     for (int v = 0; v < V; ++v) sums[a][v] = Vec{} - e.threshold[atom + a];
 }
 
-// A atoms x V vectors in registers; the sum runs over kernel rows, then channels, then columns.
+// A atoms x V vectors in registers; the sum runs over kernel rows, then channels, phases and columns.
 template <int A, int V>
 static void analysis_registers(const AnalysisBlock& b, const CodePosition* at, int atom, const float* weights) {
   const Shape& s = b.shape;

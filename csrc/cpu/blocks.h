@@ -43,22 +43,19 @@ struct SpreadTaps : PairedTaps {
 // Pairs of code rows whose combined rows an analysis holds at once, and a correlation at most.
 constexpr int kPairsAtATime = 4, kPairsToCorrelate = 32;
 
-// Pairs of code rows that a synthesis spreads at once: as many as fill a block of registers.
+// Pairs of code rows that a synthesis spreads at once: enough of narrow ones to fill registers with a lone channel.
 inline int pairs_to_spread(const Shape& s, int lanes) { return std::clamp(8 * lanes / s.code_width, 1, 4); }
 
-// A few taps of a kernel row, and where their pixels lie in a phased image row: so far from a code's column. With
-// `shifts` of Kernels they lie one after another.
-struct Run {
-  static constexpr int kMost = 4;
-  int taps, offsets[kMost];
-};
+// Whether a synthesis keeps the products of each kernel column by itself, where vectors are shifted: those of a pair,
+// of at most two for each kernel row, must stay in a cache.
+inline bool keeps_columns(const Shape& s) {
+  return int64_t{8} * s.kernel_height * s.channels * s.columns_of(0) * s.code_width <= 1 << 20;
+}
 
 // A dictionary in the orders that the kernels read it in.
 struct PackedDictionary {
-  int row_taps = 0;              // M kW, the taps of one kernel row: channels outside, then phases.
-  const int* offsets = nullptr;  // Of each tap of a row, from a code's column, in a phased image row.
-  const Run* runs = nullptr;     // The same, in so many runs.
-  int run_count = 0;
+  int row_taps = 0;                 // M kW, the taps of one kernel row: channels outside, then phases.
+  const int* offsets = nullptr;     // Of each tap of a row, from a code's column, in a phased image row.
   const float* analysis = nullptr;  // Per block of A atoms: [kH][row_taps][A].
   PairedTaps pairs;                 // Empty where pairs save nothing.
   SpreadTaps spread, row_by_row;    // Of pairs where they save products; each kernel row by itself.
@@ -118,7 +115,7 @@ struct CorrelationBlock {
   Plane image;
   Plane code;
   const float* zeros;         // Stands for rows beyond the image, and for a code row beyond the last.
-  float* sums;                // [kernel rows, or combined rows of pairs][K][row_taps], added to.
+  double* sums;               // [kernel rows, or combined rows of pairs][K][row_taps], added to.
   float* combined = nullptr;  // Room for the combined rows of so many pairs; none: row by row.
   int room = 0;
 };
@@ -157,8 +154,7 @@ struct Kernels {
   const char* name;
   int lanes;
   int atoms;    // Of a register block, which the analysis' dictionary is packed for.
-  int run;      // Taps of a run, at most.
-  bool shifts;  // Vectors of pixels are shifted, where loaded they would cross cache lines.
+  bool shifts;  // Vectors are put together, where loaded they would cross cache lines.
   void (*analysis)(const AnalysisBlock&, int begin, int end);
   void (*synthesis)(const SynthesisBlock&, SynthesisRows&, int end);
   void (*correlation)(const CorrelationBlock&, int begin, int end);

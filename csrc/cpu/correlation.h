@@ -16,31 +16,22 @@ struct Lines {
   int starts[2 * kMostKernelRows + 1];
 };
 
-// The pixels of a run of taps.
-struct RunPixels {
-  const float* pixels;
-  const int64_t* offsets;
-  Vec next;
+// The stems whose taps are shifted together, of all channels or of each: those of one phase lie one after another.
+static inline bool has_three_runs(const Shape& s) {
+  return kShifts && s.channels == 3 && s.kernel_width == 3 && s.stride_width == 1;
+}
 
-  RunPixels(const float* row, const int64_t* taps) : pixels(row), offsets(taps), next() {
-    if (!kShifts) return;
-    next = load(pixels + offsets[0] + kLanes);
-    hold(next);
-  }
+static inline bool has_two_runs(const Shape& s) { return kShifts && s.kernel_width == 7 && s.stride_width == 2; }
 
-  Vec at(int tap) const {
-    Vec x = kShifts ? shifted(pixels + offsets[0], next, tap) : load(pixels + offsets[tap]);
-    hold(x);
-    return x;
-  }
-};
-
-// sums += codes * the pixels of a run of T taps, whose sums begin with `First`.
+// sums += codes * the pixels of a run of T taps, whose sums begin with `First`, from two aligned vectors.
 template <int First, int T, int A, int Taps>
-static inline void add_run(const RunPixels& run, const Vec (&codes)[A], Vec (&sums)[Taps][A]) {
+static inline void add_run(const float* pixels, const Vec (&codes)[A], Vec (&sums)[Taps][A]) {
+  Vec next = load(pixels + kLanes);
+  hold(next);
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) {
-    const Vec x = run.at(t);
+    Vec x = shifted(pixels, next, t);
+    hold(x);
 #pragma GCC unroll 16
     for (int a = 0; a < A; ++a) sums[First + t][a] += codes[a] * x;
   }
@@ -48,42 +39,33 @@ static inline void add_run(const RunPixels& run, const Vec (&codes)[A], Vec (&su
 
 // Adds what the lanes of each sum add up to.
 template <int Taps, int A>
-static inline void add_lanes(const Vec (&sums)[Taps][A], float* to, int per_atom) {
+static inline void add_lanes(const Vec (&sums)[Taps][A], double* to, int per_atom) {
   constexpr int kCount = Taps * A;
   float totals[kCount];
 #pragma GCC unroll 16
   for (int from = 0; from < kCount; from += kLanes) {
     Vec rows[kLanes];
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) rows[i] = from + i < kCount ? sums[(from + i) / A][(from + i) % A] : Vec{};
+    for (int i = 0; i < kLanes; ++i) rows[i] = from + i < kCount ? sums[(from + i) % Taps][(from + i) / Taps] : Vec{};
     store_partial(totals + from, lane_sums(rows), kCount - from < kLanes ? kCount - from : kLanes);
   }
   for (int a = 0; a < A; ++a, to += per_atom)
-    for (int t = 0; t < Taps; ++t) to[t] += totals[t * A + a];
+    for (int t = 0; t < Taps; ++t) to[t] += totals[a * Taps + t];
 }
 
-// Whether runs of such lengths follow each other from `run` on.
-template <int... Lengths>
-static inline bool has_runs(const PackedDictionary& d, int run) {
-  return run + static_cast<int>(sizeof...(Lengths)) <= d.run_count && ((d.runs[run++].taps == Lengths) && ...);
-}
-
-// A atoms x up to three runs of T1, T2 and T3 taps in registers: they share their row of the image. The codes are
-// code + Sign * other.
-template <int A, int Sign, int T1, int T2 = 0, int T3 = 0>
-static void correlation_registers(const CorrelationBlock& b, const Line* line, const Line* end, int atom, int row,
-                                  int run, int tap) {
-  int64_t offsets[T1 + T2 + T3];
+// A atoms x T taps of one kernel row in registers: they share their row of the image. Runs: how many taps each of two
+// or three runs has that are shifted together; none: each tap is loaded. The codes are code + Sign * other.
+template <int A, int T, int Sign, int... Runs>
+static __attribute__((noinline)) void correlation_registers(const CorrelationBlock& b, const Line* line,
+                                                            const Line* end, int atom, int row, int tap) {
+  int64_t offsets[T];
 #pragma GCC unroll 16
-  for (int t = 0; t < T1 + T2 + T3; ++t) {
-    const Run& of = b.dictionary.runs[run + (t >= T1) + (t >= T1 + T2)];
-    offsets[t] = of.offsets[t < T1 ? t : t < T1 + T2 ? t - T1 : t - T1 - T2];
-  }
+  for (int t = 0; t < T; ++t) offsets[t] = b.dictionary.offsets[tap + t];
   const int64_t channel_stride = b.code.channel_stride;
   const int columns = b.shape.code_width;
-  Vec sums[T1 + T2 + T3][A];
+  Vec sums[T][A];
 #pragma GCC unroll 16
-  for (int t = 0; t < T1 + T2 + T3; ++t)
+  for (int t = 0; t < T; ++t)
 #pragma GCC unroll 16
     for (int a = 0; a < A; ++a) sums[t][a] = Vec{};
   for (; line < end; ++line) {
@@ -98,29 +80,39 @@ static void correlation_registers(const CorrelationBlock& b, const Line* line, c
         hold(z);
         return z;
       };
-      // The next atoms' codes.
-      if (kShifts && Sign == 0) {
+      if constexpr (A > T) {
+        Vec x[T];
 #pragma GCC unroll 16
-        for (int a = 0; a < A; ++a) prefetch(codes + (A + a) * channel_stride);
-      }
-      if constexpr (T2 == 0 && A > T1) {
-        const RunPixels run_pixels(pixels, offsets);
-        Vec x[T1];
-#pragma GCC unroll 4
-        for (int t = 0; t < T1; ++t) x[t] = run_pixels.at(t);
+        for (int t = 0; t < T; ++t) x[t] = load(pixels + offsets[t]);
 #pragma GCC unroll 16
         for (int a = 0; a < A; ++a) {
           const Vec z = code(a);
-#pragma GCC unroll 4
-          for (int t = 0; t < T1; ++t) sums[t][a] += z * x[t];
+#pragma GCC unroll 16
+          for (int t = 0; t < T; ++t) sums[t][a] += z * x[t];
         }
       } else {
         Vec z[A];
 #pragma GCC unroll 16
         for (int a = 0; a < A; ++a) z[a] = code(a);
-        add_run<0, T1>(RunPixels(pixels, offsets), z, sums);
-        if constexpr (T2 > 0) add_run<T1, T2>(RunPixels(pixels, offsets + T1), z, sums);
-        if constexpr (T3 > 0) add_run<T1 + T2, T3>(RunPixels(pixels, offsets + T1 + T2), z, sums);
+        if constexpr (sizeof...(Runs) > 0) {
+          // The next atoms' codes.
+          if (Sign == 0) {
+#pragma GCC unroll 16
+            for (int a = 0; a < A; ++a) prefetch(codes + (A + a) * channel_stride);
+          }
+          constexpr int kRuns[] = {Runs..., 0}, kSecond = kRuns[0], kThird = kSecond + kRuns[1];
+          add_run<0, kRuns[0]>(pixels + offsets[0], z, sums);
+          add_run<kSecond, kRuns[1]>(pixels + offsets[kSecond], z, sums);
+          if constexpr (kRuns[2] > 0) add_run<kThird, kRuns[2]>(pixels + offsets[kThird], z, sums);
+        } else {
+#pragma GCC unroll 16
+          for (int t = 0; t < T; ++t) {
+            Vec x = load(pixels + offsets[t]);
+            hold(x);
+#pragma GCC unroll 16
+            for (int a = 0; a < A; ++a) sums[t][a] += z[a] * x;
+          }
+        }
       }
     }
   }
@@ -128,65 +120,50 @@ static void correlation_registers(const CorrelationBlock& b, const Line* line, c
   add_lanes(sums, b.sums + (static_cast<int64_t>(row) * b.shape.atoms + atom) * taps + tap, taps);
 }
 
-// All taps of A atoms in rows [row, end): run by run, but those of the usual stems, three runs of 3x3 and two of 7x7 at
-// stride 2, at once.
-template <int A, int Sign>
+// `taps` of one kernel row, at most T.
+template <int A, int T, int Sign>
+static void correlation_taps(const CorrelationBlock& b, const Lines& lines, int atom, int row, int tap, int taps) {
+  if (taps == T) {
+    const Line *line = lines.lines + lines.starts[row], *end = lines.lines + lines.starts[row + 1];
+    if constexpr (kShifts && T == 9) {
+      if (has_three_runs(b.shape)) return correlation_registers<A, T, Sign, 3, 3, 3>(b, line, end, atom, row, tap);
+    }
+    if constexpr (kShifts && T == 7) {
+      if (has_two_runs(b.shape)) return correlation_registers<A, T, Sign, 4, 3>(b, line, end, atom, row, tap);
+    }
+    return correlation_registers<A, T, Sign>(b, line, end, atom, row, tap);
+  }
+  if constexpr (T > 1) correlation_taps<A, T - 1, Sign>(b, lines, atom, row, tap, taps);
+}
+
+// All taps of A atoms in rows [row, end). A row is cut into as few blocks as can be, of nearly one size.
+template <int A, int T, int Sign>
 static void correlation_rows(const CorrelationBlock& b, const Lines& lines, int atom, int row, int end) {
-  const PackedDictionary& d = b.dictionary;
+  const int taps = b.dictionary.row_taps, blocks = (taps + T - 1) / T;
   for (; row < end; ++row) {
-    const Line *first = lines.lines + lines.starts[row], *last = lines.lines + lines.starts[row + 1];
-    for (int run = 0, tap = 0; run < d.run_count;) {
-      if constexpr (kShifts && A <= kThreeRunsAtoms) {
-        if (has_runs<3, 3, 3>(d, run)) {
-          correlation_registers<A, Sign, 3, 3, 3>(b, first, last, atom, row, run, tap);
-          run += 3;
-          tap += 9;
-          continue;
-        }
-      }
-      if constexpr (kShifts && A <= kTwoRunsAtoms) {
-        if (has_runs<4, 3>(d, run)) {
-          correlation_registers<A, Sign, 4, 3>(b, first, last, atom, row, run, tap);
-          run += 2;
-          tap += 7;
-          continue;
-        }
-      }
-      switch (d.runs[run].taps) {
-        case 1:
-          correlation_registers<A, Sign, 1>(b, first, last, atom, row, run, tap);
-          break;
-        case 2:
-          correlation_registers<A, Sign, 2>(b, first, last, atom, row, run, tap);
-          break;
-        case 3:
-          correlation_registers<A, Sign, 3>(b, first, last, atom, row, run, tap);
-          break;
-        default:
-          correlation_registers<A, Sign, 4>(b, first, last, atom, row, run, tap);
-      }
-      tap += d.runs[run++].taps;
+    for (int block = 0; block < blocks; ++block) {
+      const int tap = taps * block / blocks, next = taps * (block + 1) / blocks;
+      correlation_taps<A, T, Sign>(b, lines, atom, row, tap, next - tap);
     }
   }
 }
 
 // All rows of A atoms, whose codes stay in the first cache.
-template <int A>
+template <int A, int T>
 static void correlation_kinds(const CorrelationBlock& b, const Lines& lines, int atom) {
   const PairedTaps& pairs = b.dictionary.pairs;
-  if (!b.combined) return correlation_rows<A, 0>(b, lines, atom, 0, b.shape.kernel_height);
+  if (!b.combined) return correlation_rows<A, T, 0>(b, lines, atom, 0, b.shape.kernel_height);
   const int both = pairs.differences + pairs.sums;
-  correlation_rows<A, -1>(b, lines, atom, 0, pairs.differences);
-  correlation_rows<A, 1>(b, lines, atom, pairs.differences, both);
-  correlation_rows<A, 0>(b, lines, atom, both, pairs.rows());
+  correlation_rows<A, T, -1>(b, lines, atom, 0, pairs.differences);
+  correlation_rows<A, T, 1>(b, lines, atom, pairs.differences, both);
+  correlation_rows<A, T, 0>(b, lines, atom, both, pairs.rows());
 }
 
-template <int A>
-static void correlation_atoms(const CorrelationBlock& b, const Lines& lines, int atom) {
-  for (; atom + A <= b.shape.atoms; atom += A) correlation_kinds<A>(b, lines, atom);
-  if constexpr (A > 1) {
-    if (atom < b.shape.atoms) correlation_atoms<smaller(A - 1)>(b, lines, atom);
-  }
+template <int A, int T>
+static void correlation_atoms(const CorrelationBlock& b, const Lines& lines) {
+  int atom = 0;
+  for (; atom + A <= b.shape.atoms; atom += A) correlation_kinds<A, T>(b, lines, atom);
+  for (; atom < b.shape.atoms; ++atom) correlation_kinds<1, T>(b, lines, atom);
 }
 
 // Lines of code rows [begin, end) for each kernel row; what lies outside the image adds nothing.
@@ -236,11 +213,9 @@ static void correlation(const CorrelationBlock& b, int begin, int end) {
       lines_of_pairs(b, begin, stop, lines);
     else
       lines_of_rows(b, begin, stop, lines);
-    if (kShifts && has_runs<3, 3, 3>(b.dictionary, 0))
-      correlation_atoms<kThreeRunsAtoms>(b, lines, 0);
-    else if (kShifts && has_runs<4, 3>(b.dictionary, 0))
-      correlation_atoms<kTwoRunsAtoms>(b, lines, 0);
+    if (b.dictionary.row_taps <= kRowTaps)
+      correlation_atoms<kRowAtoms, kRowTaps>(b, lines);
     else
-      correlation_atoms<kRunAtoms>(b, lines, 0);
+      correlation_atoms<kLongRowAtoms, kLongRowTaps>(b, lines);
   }
 }

@@ -62,7 +62,7 @@ class Reverse {
     }
     if (wanted.image) total_ = pool_.image(s_.height);
     if (wanted.dictionary) {
-      sums_ = pool_.floats(solve.dictionary.sums());
+      sums_.resize(solve.dictionary.sums());
       room_ = std::min(block_ / 2, kPairsToCorrelate);
       combined_ = pool_.combined(solve.dictionary.view().pairs, room_);
     }
@@ -70,8 +70,8 @@ class Reverse {
 
   // What the samples since the last call add to the dictionary's gradient.
   std::vector<float> take_gradient() {
-    std::vector<float> gradient = solve_.dictionary.gradient(sums_);
-    std::fill_n(sums_, solve_.dictionary.sums(), 0.0f);
+    std::vector<float> gradient = solve_.dictionary.gradient(sums_.data());
+    std::fill(sums_.begin(), sums_.end(), 0.0);
     return gradient;
   }
 
@@ -200,8 +200,8 @@ class Reverse {
   }
 
   void correlate(const Plane& image, const Plane& code, int begin, int end) {
-    kernels_.correlation({s_, solve_.dictionary.view(), image, code, iterates_.zeros(), sums_, combined_, room_}, begin,
-                         end);
+    kernels_.correlation({s_, solve_.dictionary.view(), image, code, iterates_.zeros(), sums_.data(), combined_, room_},
+                         begin, end);
   }
 
   void clear(const Plane& codes, int begin, int end) {
@@ -227,7 +227,8 @@ class Reverse {
   Iterates iterates_;
   std::vector<Stage> stages_;
   Plane total_, gradient_rows_, code_rows_;
-  float *sums_ = nullptr, *combined_ = nullptr;
+  std::vector<double> sums_;
+  float* combined_ = nullptr;
   int room_ = 0;
   float* penalty_ = nullptr;
   Strided gradient_, z_, grad_z0_;

@@ -10,17 +10,17 @@
 //
 // Included once per instruction set, inside its namespace: see isa.h.
 
-// Registers: atoms x vectors for the analysis, sums of the synthesis, taps of a run and atoms for the correlation (of
-// one run, of two and of three), plus operands, within 32 (AVX-512) or 16 registers.
+// Registers: atoms x vectors for the analysis, sums of the synthesis, atoms x taps for the correlation (of a kernel row
+// in one block, and of a longer one), plus operands, for 32 (AVX-512) or 16 registers.
 #if defined(CSC_ISA_AVX512)
 constexpr int kAtoms = 6, kVectors = 4, kSpreadSums = 24;
-constexpr int kRunTaps = 4, kRunAtoms = 6, kTwoRunsAtoms = 4, kThreeRunsAtoms = 3;
+constexpr int kRowAtoms = 3, kRowTaps = 9, kLongRowAtoms = 4, kLongRowTaps = 7;
 #elif defined(CSC_ISA_AVX2)
 constexpr int kAtoms = 6, kVectors = 2, kSpreadSums = 12;
-constexpr int kRunTaps = 3, kRunAtoms = 4, kTwoRunsAtoms = 4, kThreeRunsAtoms = 4;
+constexpr int kRowAtoms = 4, kRowTaps = 3, kLongRowAtoms = 4, kLongRowTaps = 3;
 #else
 constexpr int kAtoms = 4, kVectors = 2, kSpreadSums = 12;
-constexpr int kRunTaps = 3, kRunAtoms = 4, kTwoRunsAtoms = 4, kThreeRunsAtoms = 4;
+constexpr int kRowAtoms = 2, kRowTaps = 4, kLongRowAtoms = 2, kLongRowTaps = 4;
 #endif
 
 // The largest of n, n/2, ... that a block of `left` things can use: 6 -> 4 -> 2 -> 1.
@@ -39,6 +39,5 @@ constexpr int smaller(int block) { return block > 4 ? 4 : block > 2 ? 2 : 1; }
 static const Winograd kWinograd = {winograd_kernels<F2, float>(), winograd_kernels<F4, float>(),
                                    winograd_kernels<F2, double>(), winograd_kernels<F4, double>()};
 
-static const Kernels kKernels = {CSC_ISA_NAME, kLanes,       kAtoms,      kRunTaps,    kShifts,
-                                 analysis,     synthesis,    correlation, support,     combine,
-                                 read_codes,   stream_codes, streamed,    write_codes, &kWinograd};
+static const Kernels kKernels = {CSC_ISA_NAME, kLanes,  kAtoms,     kShifts,      analysis, synthesis,   correlation,
+                                 support,      combine, read_codes, stream_codes, streamed, write_codes, &kWinograd};

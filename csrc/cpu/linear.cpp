@@ -41,7 +41,8 @@ struct Planes {
   Pool pool;
   const float* zeros;
   Plane image, mask, result, codes, base, previous, point, products;
-  float *sums = nullptr, *combined;
+  std::vector<double> sums;
+  float* combined;
 
   explicit Planes(const Pass& pass)
       : pool(pass.s, pass.widths),
@@ -136,16 +137,16 @@ void correlation(Tensor image, Tensor code, Tensor dictionary, std::vector<int64
     if (!p.image) {
       p.image = p.pool.image(s.height);
       p.codes = p.pool.codes(s.code_height);
-      p.sums = p.pool.floats(pass.pack.sums());
+      p.sums.resize(pass.pack.sums());
       p.combined = p.pool.combined(pass.pack.view().pairs, room);
     }
     read_image(sample(image, n), p.image, s, pass.widths);
     pass.kernels.read_codes(sample(code, n), p.codes, s, 0, s.code_height);
-    pass.kernels.correlation({s, pass.pack.view(), p.image, p.codes, p.zeros, p.sums, p.combined, room}, 0,
+    pass.kernels.correlation({s, pass.pack.view(), p.image, p.codes, p.zeros, p.sums.data(), p.combined, room}, 0,
                              s.code_height);
   });
   std::vector<std::vector<float>> parts;
-  for (const auto& state : states) parts.push_back(pass.pack.gradient(state->sums));
+  for (const auto& state : states) parts.push_back(pass.pack.gradient(state->sums.data()));
   if (!add_finite(pass.pack, parts, result)) correlation(image, code, dictionary, stride, pads, false, result);
 }
 

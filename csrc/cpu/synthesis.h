@@ -9,6 +9,8 @@
 //
 // With AVX-512 products are made where the codes lie, of each kernel column by itself, and shifted when they are
 // summed: one shift for all the atoms, see kShifts. Otherwise they are made where the pixels lie, of shifted codes.
+// Where the dictionary is not finite, zeros beside the codes are multiplied in one way and not in the other: which
+// pixels at the borders are NaN depends on it.
 
 // A vector of `lanes` pixels of one phase, in all image rows that see the code rows `row` and row + 1.
 struct PixelPosition {
@@ -79,8 +81,10 @@ static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition*
     for (int v = 0; v < V; ++v) store(at[v].products + to + i * stride, sums[i][v]);
 }
 
-// How many columns' products are kept.
-static inline int kept_columns(const Shape& s, int phase) { return kShifts ? s.columns_of(phase) : 1; }
+// Whether products are kept of each column by itself, and of how many columns.
+static inline bool are_apart(const Shape& s) { return kShifts && keeps_columns(s); }
+
+static inline int kept_columns(const Shape& s, int phase) { return are_apart(s) ? s.columns_of(phase) : 1; }
 
 // All products of `count` vectors with the columns from `first` on.
 template <int M, int C, int V>
@@ -117,9 +121,8 @@ constexpr int vectors_of(int products) {
 
 template <int M>
 static void multiply_columns(const SynthesisBlock& b, const SpreadPosition* at, int count, int phase) {
-  if constexpr (!kShifts) {
-    multiply_positions<M, 0, vectors_of(M)>(b, at, count, phase, 0);
-  } else {
+  if (!are_apart(b.shape)) return multiply_positions<M, 0, vectors_of(M)>(b, at, count, phase, 0);
+  if constexpr (kShifts) {
     const int columns = b.shape.columns_of(phase);
     for (int first = 0; first < columns; first += kColumns) {
       switch (columns - first) {
@@ -247,9 +250,9 @@ static void spread_pairs(const SynthesisBlock& b, int begin, int end) {
   const int step = 2 * pairs_to_spread(s, kLanes);
   SpreadPosition at[kMost];
   for (int phase = 0; phase < s.stride_width; ++phase) {
-    if (s.columns_of(phase) <= 0) continue;  // No code sees these pixels.
     const int origin = s.phase_begin(phase), width = s.phase_count(phase);
-    const int from = kShifts ? 0 : origin, to = kShifts ? s.code_width : origin + width;
+    if (width == 0 || s.columns_of(phase) == 0) continue;  // There are no such pixels, or no code sees them.
+    const int from = are_apart(s) ? 0 : origin, to = are_apart(s) ? s.code_width : origin + width;
     for (int row = begin; row < end; row += step) {
       const int stop = end - row < step ? end : row + step;
       int count = 0;

@@ -44,7 +44,7 @@ static inline void streamed() {
 }
 
 // Keeps a loaded vector in its register, where the compiler would rather load it again for every use: an
-// unaligned load costs as much as two.
+// unaligned load costs more than one.
 static inline void hold(Vec& value) {
 #if defined(CSC_ISA_AVX512)
   asm("" : "+v"(value));
@@ -53,7 +53,7 @@ static inline void hold(Vec& value) {
 #endif
 }
 
-// With AVX-512 a vector that crosses a cache line costs as much as three that do not: it is put together from two.
+// With AVX-512 any unaligned vector crosses a cache line, which costs several loads: it is put together from two.
 constexpr bool kShifts = kLanes == 16;
 
 // The vector that lies `Lanes` floats behind `low`; next: the one that lies a whole vector behind.

@@ -54,20 +54,6 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
   for (int m = 0; m < s.channels; ++m)
     for (const int dx : columns_)
       offsets_.push_back((m * s.stride_width + dx % s.stride_width) * widths.phase + dx / s.stride_width);
-  const auto add_runs = [&](int tap, int taps) {
-    const int count = ceil_div(taps, kernels.run);
-    for (int i = 0; i < count; ++i) {
-      Run run{};
-      for (int t = taps * i / count; t < taps * (i + 1) / count; ++t) run.offsets[run.taps++] = offsets_[tap + t];
-      runs_.push_back(run);
-    }
-  };
-  if (kernels.shifts) {
-    for (int m = 0, tap = 0; m < s.channels; ++m)
-      for (int phase = 0; phase < s.stride_width; tap += s.columns_of(phase++)) add_runs(tap, s.columns_of(phase));
-  } else {
-    add_runs(0, s.channels * s.kernel_width);
-  }
 
   // Analysis: per block of A atoms [kH][M kW][A]; blocks of the kernels' size, then of 4, 2, 1.
   analysis_.reserve(plain_.size());
@@ -101,8 +87,6 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
   }
   view_.row_taps = s.channels * s.kernel_width;
   view_.offsets = offsets_.data();
-  view_.runs = runs_.data();
-  view_.run_count = static_cast<int>(runs_.size());
   view_.analysis = analysis_.data();
 }
 
@@ -208,7 +192,7 @@ void write_image(const Plane& from, const Strided& to, const Shape& s, const Wid
   }
 }
 
-std::vector<float> DictionaryPack::gradient(const float* sums) const {
+std::vector<float> DictionaryPack::gradient(const double* sums) const {
   std::vector<float> gradient(plain_.size());
   for (const Product& product : products_) {
     for (int k = 0; k < atoms_; ++k) {
@@ -218,7 +202,7 @@ std::vector<float> DictionaryPack::gradient(const float* sums) const {
             gradient.data() + (static_cast<int64_t>(k) * channels_ + m) * kernel_height_ * kernel_width_ + dx;
         for (int i = 0; i < 3; ++i)
           if (product.weights[i] != 0)
-            column[product.taps[i] * kernel_width_] += static_cast<float>(product.weights[i]) * *sums;
+            column[product.taps[i] * kernel_width_] += static_cast<float>(product.weights[i] * *sums);
       }
     }
   }

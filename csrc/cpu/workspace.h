@@ -53,9 +53,10 @@ class Pool {
     return pairs.rows() ? image(count * pairs.rows(), count * pairs.rows()).base : nullptr;
   }
 
-  // Room for the products of a synthesis, which shifting kernels make of each kernel column by itself.
+  // Room for the products of a synthesis.
   Plane products(const SpreadTaps& taps, const Kernels& kernels) {
-    const int products = taps.rows() * shape_.channels * (kernels.shifts ? shape_.columns_of(0) : 1);
+    const int products =
+        taps.rows() * shape_.channels * (kernels.shifts && keeps_columns(shape_) ? shape_.columns_of(0) : 1);
     const int pairs = pairs_to_spread(shape_, kernels.lanes);
     return rows_of(products, widths_.code, widths_.margin, pairs, pairs);
   }
@@ -86,6 +87,7 @@ class Pool {
     plane.channel_stride = width;
     // An odd number of cache lines: the rows of a channel are spread over all sets of a cache.
     plane.row_stride = whole_vectors(static_cast<int64_t>(channels) * width) | 16;
+    // A correlation reads up to a vector beyond the last row.
     plane.base = floats(plane.row_stride * std::max(slots, 1) + 2 * margin + 16) + margin;
     return plane;
   }
@@ -107,7 +109,7 @@ class DictionaryPack {
 
   // How many sums the correlation adds to, and the contiguous (K, M, kH, kW) gradient that they make.
   int64_t sums() const { return static_cast<int64_t>(products_.size()) * view_.row_taps * atoms_; }
-  std::vector<float> gradient(const float* sums) const;
+  std::vector<float> gradient(const double* sums) const;
 
   float at(int k, int m, int dy, int dx) const {
     return plain_[((static_cast<size_t>(k) * channels_ + m) * kernel_height_ + dy) * kernel_width_ + dx];
@@ -135,7 +137,6 @@ class DictionaryPack {
   std::vector<PairRow> pairs_, rows_;
   std::vector<int> columns_;  // Of a kernel row, phases outside.
   std::vector<int> offsets_;
-  std::vector<Run> runs_;
   PackedDictionary view_;
 };
 

@@ -27,7 +27,7 @@ RIDGE = 1e-6
 # Steps of conjugate gradients in the backward, which end earlier at this relative residual.
 BACKWARD_STEPS = 50
 BACKWARD_TOLERANCE = 1e-5
-# Codes solved at once on a CPU, in numbers: a quarter of a MiB, which all steps find in the caches.
+# Numbers of a matrix of codes solved at once on a CPU: a quarter of a MiB, of which a step touches a few.
 CACHED = 1 << 16
 
 
@@ -61,25 +61,24 @@ def _descend(contraction: Tensor, constant: Tensor) -> Tensor:
 
 def solve_on_support(gram: Tensor, support: Tensor, right: Tensor) -> Tensor:
     """beta with (A_S'A_S + ridge) beta_S = right_S and zero off each column's support S, by conjugate gradients."""
-    ridged = gram + RIDGE * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.cat([_conjugate_gradients(ridged, s, r) for s, r in in_cache(support, right)], 1)
+    return torch.cat([_conjugate_gradients(gram, s, r) for s, r in in_cache(support, right)], 1)
 
 
 def _conjugate_gradients(gram: Tensor, support: Tensor, right: Tensor) -> Tensor:
     beta = torch.zeros_like(right)
     residual = right * support
-    direction = residual.clone()
+    direction = residual
     squared = residual.square().sum(0)
     enough = BACKWARD_TOLERANCE**2 * squared
     for _ in range(BACKWARD_STEPS):
         if bool((squared <= enough).all()):
             break
-        product = (gram @ direction).mul_(support)
+        product = torch.addmm(direction, gram, direction, beta=RIDGE) * support
         alpha = squared / (direction * product).sum(0).clamp_min(1e-30)
-        beta.addcmul_(alpha, direction)
-        residual.addcmul_(alpha, product, value=-1)
+        beta = torch.addcmul(beta, alpha, direction)
+        residual = torch.addcmul(residual, alpha, product, value=-1)
         squared_next = residual.square().sum(0)
-        direction.mul_(squared_next / squared.clamp_min(1e-30)).add_(residual)
+        direction = torch.addcmul(residual, squared_next / squared.clamp_min(1e-30), direction)
         squared = squared_next
     return beta
 
