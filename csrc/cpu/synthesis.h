@@ -82,7 +82,7 @@ static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition*
 }
 
 // Whether products are kept of each column by itself, and of how many columns.
-static inline bool are_apart(const Shape& s) { return kShifts && keeps_columns(s); }
+static inline bool are_apart(const Shape& s) { return keeps_columns(s, kShifts); }
 
 static inline int kept_columns(const Shape& s, int phase) { return are_apart(s) ? s.columns_of(phase) : 1; }
 

@@ -56,7 +56,7 @@ class Pool {
   // Room for the products of a synthesis.
   Plane products(const SpreadTaps& taps, const Kernels& kernels) {
     const int products =
-        taps.rows() * shape_.channels * (kernels.shifts && keeps_columns(shape_) ? shape_.columns_of(0) : 1);
+        taps.rows() * shape_.channels * (keeps_columns(shape_, kernels.shifts) ? shape_.columns_of(0) : 1);
     const int pairs = pairs_to_spread(shape_, kernels.lanes);
     return rows_of(products, widths_.code, widths_.margin, pairs, pairs);
   }
