@@ -11,21 +11,21 @@ static inline bool starts_below(const AnalysisEpilogue& e) {
   return e.shrink == Shrink::positive && !e.threshold_map && !e.base;
 }
 
+static inline Vec on_support(Vec value, Vec code) { return code != Vec{} ? value : Vec{}; }
+
 // The epilogue of one vector of atom k.
 static inline Vec next_code(const AnalysisEpilogue& e, Vec value, int k, const CodePosition& at) {
-  if (e.base) value += load(e.base.row(at.row) + k * e.base.channel_stride + at.column);
+  const auto from = [&](const Plane& plane) { return plane.row(at.row) + k * plane.channel_stride + at.column; };
+  if (e.base) value += load(from(e.base));
+  if (e.support) value = on_support(value, load(from(e.support)));
   if (e.shrink == Shrink::none) return value;
-  const Vec threshold =
-      starts_below(e) ? Vec{}
-      : e.threshold_map
-          ? load_partial(e.threshold_map.row(at.row) + k * e.threshold_map.channel_stride + at.column, at.lanes)
-          : splat(e.threshold[k]);
+  const Vec threshold = starts_below(e)   ? Vec{}
+                        : e.threshold_map ? load_partial(from(e.threshold_map), at.lanes)
+                                          : splat(e.threshold[k]);
   Vec shrunk = positive_part(value - threshold);
   if (e.shrink == Shrink::both) shrunk -= positive_part(-value - threshold);
   if (!e.divide) return shrunk;
-  const Vec divisor =
-      e.divisor_map ? load_partial(e.divisor_map.row(at.row) + k * e.divisor_map.channel_stride + at.column, at.lanes)
-                    : splat(e.divisor[k]);
+  const Vec divisor = e.divisor_map ? load_partial(from(e.divisor_map), at.lanes) : splat(e.divisor[k]);
   return shrunk / divisor;
 }
 
@@ -36,13 +36,17 @@ static inline void finish_whole(AnalysisEpilogue e, const CodePosition& at, int 
     return plane ? plane.row(at.row) + atom * plane.channel_stride + at.column : nullptr;
   };
   float *code = from(e.code), *point = from(e.point);
-  const float *base = from(e.base), *previous = from(e.previous);
+  const float *base = from(e.base), *support = from(e.support), *previous = from(e.previous);
   const bool below = starts_below(e);
   for (int a = 0; a < atoms; ++a, sums += step) {
     Vec value = *sums;
     if (base) {
       value += load(base);
       base += e.base.channel_stride;
+    }
+    if (support) {
+      value = on_support(value, load(support));
+      support += e.support.channel_stride;
     }
     if (e.shrink != Shrink::none) {
       const Vec least = below ? Vec{} : splat(e.threshold[atom + a]);
@@ -91,15 +95,17 @@ static inline bool is_usual(const AnalysisEpilogue& e) {
 template <int V>
 struct Rows {
   float* code[V];
-  const float *base[V], *threshold;
-  int64_t code_stride, base_stride;  // From atom to atom.
-  bool add, stream;                  // There is a base; the code goes around the caches.
+  const float *base[V], *support[V], *threshold;
+  int64_t code_stride, base_stride, support_stride;  // From atom to atom.
+  bool add, limit, stream;                           // There is a base, a support; the code goes around the caches.
 
   Rows(const AnalysisEpilogue& e, int atom)
       : threshold(e.threshold ? e.threshold + atom : nullptr),
         code_stride(e.code.channel_stride),
         base_stride(e.base.channel_stride),
+        support_stride(e.support.channel_stride),
         add(e.base),
+        limit(e.support),
         stream(e.stream) {}
 };
 
@@ -110,8 +116,11 @@ static inline void finish_rows(const Rows<V>& rows, Vec (&sums)[A][V]) {
 #pragma GCC unroll 8
     for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v)
-        store(rows.code[v] + a * rows.code_stride, sums[a][v] + load(rows.base[v] + a * rows.base_stride));
+      for (int v = 0; v < V; ++v) {
+        Vec value = sums[a][v] + load(rows.base[v] + a * rows.base_stride);
+        if (rows.limit) value = on_support(value, load(rows.support[v] + a * rows.support_stride));
+        store(rows.code[v] + a * rows.code_stride, value);
+      }
     return;
   }
   if (rows.add) {
@@ -156,7 +165,11 @@ static inline void finish(const AnalysisEpilogue& e, const CodePosition* at, int
   for (int v = 0; v < V; ++v) {
     usual = usual && at[v].lanes == kLanes;
     rows.code[v] = e.code.row(at[v].row) + at[v].column + atom * rows.code_stride;
-    rows.base[v] = e.base ? e.base.row(at[v].row) + at[v].column + atom * rows.base_stride : nullptr;
+    const auto from = [&](const Plane& plane) {
+      return plane ? plane.row(at[v].row) + at[v].column + atom * plane.channel_stride : nullptr;
+    };
+    rows.base[v] = from(e.base);
+    rows.support[v] = from(e.support);
   }
   if (usual)
     finish_rows<A, V>(rows, sums);

@@ -13,20 +13,26 @@ namespace csc {
 // Kernel rows that the kernels have room for on their stacks.
 constexpr int kMostKernelRows = 32;
 
-// A combination of rows of the image, counted from the first that a pair of code rows sees: row + sign * other. Where
-// sign is 0 there is no other.
-struct PairRow {
-  int row, other;
-  float sign;
+// The sum of some rows of the image times their factors. Rows are counted from the first that a pair of code rows sees.
+struct Combination {
+  int count = 0;
+  int rows[4];
+  float factors[4];
 };
 
 // The products that a pair of code rows takes, in the order of their sums; see pairs.h. There are at least as many sums
 // as differences, and as many upper as lower.
 struct PairedTaps {
-  int differences = 0, sums = 0, upper = 0, lower = 0;
-  const PairRow* list = nullptr;
+  int steep = 0, differences = 0, sums = 0, upper = 0, lower = 0;
+  const Combination* list = nullptr;
   const float* weights = nullptr;  // Of the analysis, per block of A atoms: [rows()][row_taps][A].
-  int rows() const { return differences + sums + upper + lower; }
+
+  // The first of each kind.
+  int difference() const { return steep; }
+  int sum() const { return steep + differences; }
+  int first() const { return sum() + sums; }
+  int second() const { return first() + upper; }
+  int rows() const { return second() + lower; }
 };
 
 // The same for the synthesis. weights: minus those of the atoms, [sW][distinct][K][columns_of(phase)][M], the same
@@ -66,7 +72,8 @@ enum class Shrink { none, positive, both };
 // code = shrink(base + sum, threshold) / divisor;  point = code + beta (code - previous).
 // The step size is in the sum: the dictionary was packed with it.
 struct AnalysisEpilogue {
-  Plane base;  // None: zero.
+  Plane base;     // None: zero.
+  Plane support;  // Of what is not shrunk: base + sum where this is not zero, else zero.
   Shrink shrink = Shrink::none;
   bool divide = false;
   const float* threshold = nullptr;  // [K], or maps where lmbda or mu vary over the code.

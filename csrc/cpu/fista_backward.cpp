@@ -138,8 +138,8 @@ class Reverse {
       source = rows_of(gradient_, gradient_rows_, begin, end);
       code = rows_of(z_, code_rows_, begin, end);
     } else {
-      arrive(k, begin, end);
       iterates_.advance_codes(k, end);
+      if (arrive(k, begin, end)) return;
       code = iterates_.code(k);
     }
     PenaltySums sums;
@@ -149,8 +149,8 @@ class Reverse {
         end);
   }
 
-  // dL/dz_k, from the steps after it, into the rows of G_k.
-  void arrive(int k, int begin, int end) {
+  // dL/dz_k, from the steps after it, into the rows of G_k; whether it is G_k already.
+  bool arrive(int k, int begin, int end) {
     Stage& stage = stages_[k];
     Stage& next = stages_[k + 1];
     advance_images(k + 1, s_.pixels_of(end));
@@ -159,20 +159,22 @@ class Reverse {
       iterates_.advance_codes(k, end);
       correlate(next.image, iterates_.point_of_gradient(k), begin, end);
     }
-    if (k == 0 && !wanted_.code) return;
+    if (k == 0 && !wanted_.code) return false;
     const float beta = weight(k), later = weight(k + 1);
     if (beta == 0 && later == 0) {
-      analyse(next.image, next.gradient, stage.gradient, begin, end);
-      return;
+      const bool on_support = k > 0 && !divisor_->divides() && !wanted_.penalty;
+      analyse(next.image, next.gradient, on_support ? iterates_.code(k) : Plane{}, stage.gradient, begin, end);
+      return on_support;
     }
     if (o_.gradient_at_code) {
-      analyse(next.image, Plane{}, stage.gradient, begin, end);
+      analyse(next.image, Plane{}, Plane{}, stage.gradient, begin, end);
     } else {
-      analyse(next.image, next.gradient, next.base, begin, end);
+      analyse(next.image, next.gradient, Plane{}, next.base, begin, end);
       clear(stage.gradient, begin, end);
     }
     kernels_.combine(stage.gradient, 1 + beta, next.base, s_, begin, end);
     if (later != 0) kernels_.combine(stage.gradient, -later, stages_[k + 2].base, s_, begin, end);
+    return false;
   }
 
   // beta_k of y_k = z_k + beta_k (z_k - z_(k-1)), which only a step after k reads.
@@ -191,10 +193,11 @@ class Reverse {
                        stage.images, target);
   }
 
-  // to = base + t A' image
-  void analyse(const Plane& image, const Plane& base, const Plane& to, int begin, int end) {
+  // to = base + t A' image, on the support of a code where one is given.
+  void analyse(const Plane& image, const Plane& base, const Plane& support, const Plane& to, int begin, int end) {
     AnalysisEpilogue e;
     e.base = base;
+    e.support = support;
     e.code = to;
     kernels_.analysis({s_, solve_.dictionary.view(), image, iterates_.zeros(), e, iterates_.combined()}, begin, end);
   }

@@ -7,9 +7,14 @@
 //   sum        = (d1 + d2) (g0 + g1 + g2) / 2     lower = (d3 - d1) g2
 //   first row  = upper + sum + difference         second row = lower + sum - difference
 //
-// and with two taps three for four: sum = d1 (g0 + g1), upper = (d0 - d1) g0, lower = (d2 - d1) g1. Any kernel is cut
-// into threes, twos and ones, of each phase of its stride (see pair_taps). An analysis combines rows of the image only,
-// a few of them for all the atoms; synthesis.h and correlation.h use the same products turned around.
+// and with two taps three for four: sum = d1 (g0 + g1), upper = (d0 - d1) g0, lower = (d2 - d1) g1. With four taps and
+// five rows it takes five for eight: the values of polynomials at 0, 1, -1, -2 and infinity. That at -2 is
+//
+//   steep = (d3 - d1) (8 g3 - 4 g2 + 2 g1 - g0) / 6, which the first row has once and the second -2 times,
+//
+// and kFilters has the others. Any kernel is cut into so few pieces of up to four taps as can be, of each phase of its
+// stride (see pair_taps). An analysis combines rows of the image only, a few of them for all the atoms; synthesis.h and
+// correlation.h use the same products turned around.
 //
 // What sees NaN or infinity is computed row by row: differences would spread them. So are numbers that a sum of a few
 // products could take beyond the largest.
@@ -32,12 +37,19 @@ static inline bool combine_rows(const Block& b, int row, float* to) {
   const int first = row * b.shape.stride_height - b.shape.top;
   Vec check = {};
   for (int i = 0; i < pairs.rows(); ++i, to += width) {
-    const PairRow& pair = pairs.list[i];
-    const int h = first + pair.row, g = first + pair.other;
-    const float* one = h >= 0 && h < b.shape.height ? b.image.row(h) : b.zeros;
-    const float* other = g >= 0 && g < b.shape.height ? b.image.row(g) : b.zeros;
+    const Combination& combination = pairs.list[i];
+    const float* rows[4];
+    float factors[4];
+    for (int j = 0; j < 4; ++j) {
+      const int h = j < combination.count ? first + combination.rows[j] : -1;
+      const bool seen = h >= 0 && h < b.shape.height;
+      rows[j] = seen ? b.image.row(h) : b.zeros;
+      factors[j] = seen ? combination.factors[j] : 0;
+    }
+    const int terms = combination.count;
     for (int64_t w = 0; w < width; w += kLanes) {
-      const Vec value = load(one + w) + pair.sign * load(other + w);
+      Vec value = factors[0] * load(rows[0] + w) + factors[1] * load(rows[1] + w);
+      if (terms > 2) value += factors[2] * load(rows[2] + w) + factors[3] * load(rows[3] + w);
       check += 0 * (kHeadroom * value);
       store(to + w, value);
     }
@@ -50,7 +62,7 @@ struct PairPositions {
   static constexpr int kMost = 64;
   CodePosition at[kMost];
   float* code[kMost];
-  const float *base[kMost], *rows[kMost];
+  const float *base[kMost], *support[kMost], *rows[kMost];
   int count = 0;
 };
 
@@ -84,6 +96,15 @@ static inline void add_rows(const Taps& taps, int count, CombinedRows<V>& rows, 
   }
 }
 
+// Calls visit(atom, vector) for every one of a block, unrolled.
+template <int A, int V, typename Visit>
+static inline __attribute__((always_inline)) void each_sum(const Visit& visit) {
+#pragma GCC unroll 8
+  for (int a = 0; a < A; ++a)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) visit(a, v);
+}
+
 // A atoms x V vectors of both rows at a time.
 template <int A, int V>
 static void pair_positions(const AnalysisBlock& b, const PairPositions& positions, int from, int atom,
@@ -92,8 +113,8 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
   // Copies: the stores below cannot alias them.
   const PairedTaps pairs = b.dictionary.pairs;
   const Taps taps{b.dictionary.row_taps, b.dictionary.offsets};
-  const int64_t stride = b.image.row_stride, code_row = e.code.row_stride, base_row = e.base.row_stride;
-  const int both = pairs.differences + pairs.sums;
+  const int64_t stride = b.image.row_stride, code_row = e.code.row_stride, base_row = e.base.row_stride,
+                support_row = e.support.row_stride;
   const bool usual = is_usual(e);
   Rows<V> rows(e, atom);
   for (; from + V <= positions.count; from += V) {
@@ -110,6 +131,7 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
     for (int v = 0; v < V; ++v) {
       rows.code[v] = positions.code[from + v] + atom * rows.code_stride;
       rows.base[v] = positions.base[from + v] + atom * rows.base_stride;
+      rows.support[v] = positions.support[from + v] + atom * rows.support_stride;
       whole = whole && positions.at[from + v].lanes == kLanes;
     }
     const auto finish_row = [&](int below, Vec(&sums)[A][V]) {
@@ -121,53 +143,60 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
       for (int v = 0; v < V; ++v) {
         rows.code[v] += code_row;
         rows.base[v] += base_row;
+        rows.support[v] += support_row;
       }
     };
-    CombinedRows<V> differences = rows_from(0), sums = rows_from(pairs.differences), upper = rows_from(both),
-                    lower = rows_from(both + pairs.upper);
+    CombinedRows<V> steep = rows_from(0), differences = rows_from(pairs.difference()), sums = rows_from(pairs.sum()),
+                    upper = rows_from(pairs.first()), lower = rows_from(pairs.second());
     Vec first[A][V];
     if constexpr (kBothRows) {
       Vec second[A][V];
-      start(e, atom, first);
       clear(second);
+      if (pairs.steep) add_rows<A, V>(taps, pairs.steep, steep, second);
+      start(e, atom, first);
+      if (pairs.steep) {
+        each_sum<A, V>([&](int a, int v) {
+          first[a][v] -= 0.5f * second[a][v];
+          second[a][v] *= 1.5f;
+        });
+      }
       add_rows<A, V>(taps, pairs.differences, sums, first, differences, second);
       add_rows<A, V>(taps, pairs.sums - pairs.differences, sums, first);
-#pragma GCC unroll 8
-      for (int a = 0; a < A; ++a)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) {
-          const Vec difference = second[a][v];
-          second[a][v] = first[a][v] - difference;
-          first[a][v] += difference;
-        }
+      each_sum<A, V>([&](int a, int v) {
+        const Vec difference = second[a][v];
+        second[a][v] = first[a][v] - difference;
+        first[a][v] += difference;
+      });
       add_rows<A, V>(taps, pairs.upper, upper, first, lower, second);
       finish_row(0, first);
       finish_row(1, second);
     } else {
-      alignas(kLanes * 4) float second[A * V * kLanes];
+      alignas(kLanes * 4) float waiting[A][V][kLanes];
       clear(first);
+      if (pairs.steep) {
+        add_rows<A, V>(taps, pairs.steep, steep, first);
+        each_sum<A, V>([&](int a, int v) {
+          store(waiting[a][v], first[a][v]);
+          first[a][v] *= 1.5f;
+        });
+      }
       add_rows<A, V>(taps, pairs.differences, differences, first);
-#pragma GCC unroll 8
-      for (int a = 0; a < A; ++a)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) store(second + (a * V + v) * kLanes, first[a][v]);
-      start(e, atom, first);
+      Vec begin[A][V];
+      start(e, atom, begin);
+      each_sum<A, V>([&](int a, int v) {
+        if (pairs.steep) begin[a][v] -= 0.5f * load(waiting[a][v]);
+        store(waiting[a][v], first[a][v]);
+        first[a][v] = begin[a][v];
+      });
       add_rows<A, V>(taps, pairs.sums, sums, first);
-#pragma GCC unroll 8
-      for (int a = 0; a < A; ++a)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) {
-          float* waiting = second + (a * V + v) * kLanes;
-          const Vec difference = load(waiting);
-          store(waiting, first[a][v] - difference);
-          first[a][v] += difference;
-        }
+      each_sum<A, V>([&](int a, int v) {
+        const Vec difference = load(waiting[a][v]);
+        store(waiting[a][v], first[a][v] - difference);
+        first[a][v] += difference;
+      });
       add_rows<A, V>(taps, pairs.upper, upper, first);
       finish_row(0, first);
-#pragma GCC unroll 8
-      for (int a = 0; a < A; ++a)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) first[a][v] = load(second + (a * V + v) * kLanes);
+      each_sum<A, V>([&](int a, int v) { first[a][v] = load(waiting[a][v]); });
       add_rows<A, V>(taps, pairs.lower, lower, first);
       finish_row(1, first);
     }
@@ -214,6 +243,7 @@ static void analysis(const AnalysisBlock& b, int begin, int end) {
       at.at[at.count] = {row, column, lanes};
       at.code[at.count] = b.epilogue.code.row(row) + column;
       at.base[at.count] = b.epilogue.base ? b.epilogue.base.row(row) + column : nullptr;
+      at.support[at.count] = b.epilogue.support ? b.epilogue.support.row(row) + column : nullptr;
       at.rows[at.count++] = rows + column;
       if (at.count == most) flush();
     }

@@ -1,9 +1,9 @@
 // Image rows from code rows, with the residual as the epilogue.
 //
 // Code rows are spread over the image rows that see them, two at a time: the turned around filter of pairs.h. With the
-// codes c0, c1 of a pair, products are made of c0 - c1, c0 + c1, c0 and c1, and each is added to the rows of which the
-// analysis reads a combination, in the same proportion, with the sign of the residual x - A z. A row begins with the
-// image's and waits in the residual's own place until the last code row that it sees has been added.
+// codes c0, c1 of a pair, products are made of c0 - 2 c1, c0 - c1, c0 + c1, c0 and c1, and each is added to the rows of
+// which the analysis reads a combination, in the same proportion, with the sign of the residual x - A z. A row begins
+// with the image's and waits in the residual's own place until the last code row that it sees has been added.
 //
 // Positions where a pair gives NaN or infinity are computed row by row: differences would spread them.
 //
@@ -27,7 +27,7 @@ struct SpreadPosition {
 constexpr int kColumns = 4;
 
 // What a product is made of: both rows of a pair, or one of them.
-enum class Codes { difference, sum, first, second };
+enum class Codes { steep, difference, sum, first, second };
 
 // V vectors' products with M channels, of C kernel columns each by itself, or for C = 0 of the sum of all `columns`.
 template <int M, int C, int V, Codes Kind>
@@ -61,6 +61,7 @@ static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition*
         z[v] = load(first[v] + offset);
         if (Kind == Codes::sum) z[v] += load(second[v] + offset);
         if (Kind == Codes::difference) z[v] -= load(second[v] + offset);
+        if (Kind == Codes::steep) z[v] -= 2 * load(second[v] + offset);
         hold(z[v]);
         if (C) continue;
 #pragma GCC unroll 4
@@ -90,18 +91,20 @@ static inline int kept_columns(const Shape& s, int phase) { return are_apart(s) 
 template <int M, int C, int V>
 static void multiply_positions(const SynthesisBlock& b, const SpreadPosition* at, int count, int phase, int first) {
   const SpreadTaps& taps = b.dictionary.spread;
-  const int columns = b.shape.columns_of(phase), both = taps.differences + taps.sums, last = both + taps.upper;
+  const int columns = b.shape.columns_of(phase);
   const int64_t size = static_cast<int64_t>(b.shape.atoms) * columns * M, stride = M * b.products.channel_stride;
   const float* weights = taps.phase_weights(b.shape, phase) + first * M;
   for (; count >= V; count -= V, at += V) {
     for (int i = 0; i < taps.rows(); ++i) {
       const float* w = weights + (i < taps.distinct ? i : i - taps.distinct) * size;
       const int64_t to = (i * kept_columns(b.shape, phase) + first) * stride;
-      if (i < taps.differences)
+      if (i < taps.difference())
+        multiply_codes<M, C, V, Codes::steep>(b, at, columns, w, to);
+      else if (i < taps.sum())
         multiply_codes<M, C, V, Codes::difference>(b, at, columns, w, to);
-      else if (i < both)
+      else if (i < taps.first())
         multiply_codes<M, C, V, Codes::sum>(b, at, columns, w, to);
-      else if (i < last)
+      else if (i < taps.second())
         multiply_codes<M, C, V, Codes::first>(b, at, columns, w, to);
       else
         multiply_codes<M, C, V, Codes::second>(b, at, columns, w, to);
@@ -151,8 +154,8 @@ static inline void add_to_rows(const SynthesisBlock& b, const SpreadTaps& taps, 
   const int height = b.shape.height, lanes = at.lanes, first = at.row * b.shape.stride_height - b.shape.top;
   const int64_t column = phase * residual.channel_stride + at.column;
   const int64_t channel_stride = b.shape.stride_width * residual.channel_stride;
-  for (const PairRow *pair = taps.list, *end = pair + count; pair < end; ++pair, products += M) {
-    const int row = first + pair->row;
+  for (int i = 0; i < count; ++i, products += M) {
+    const int row = first + taps.list[i].rows[0];
     if (row < 0 || row >= height) continue;
     float* to = residual.row(row) + column;
 #pragma GCC unroll 4
@@ -203,16 +206,14 @@ static inline bool add_pair(const SynthesisBlock& b, const float* products, int 
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) sums[row][m] = Vec{};
   Vec check = {};
-  for (const PairRow *pair = taps.list, *end = pair + taps.rows(); pair < end;
-       ++pair, products += columns * M * stride) {
+  for (const Combination *c = taps.list, *end = c + taps.rows(); c < end; ++c, products += columns * M * stride) {
     Vec total[M];
     sum_columns(products, stride, columns, total);
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) {
-      check += 0 * (kHeadroom * total[m]);
-      sums[pair->row][m] += total[m];
-      sums[pair->other][m] += pair->sign * total[m];
-    }
+    for (int m = 0; m < M; ++m) check += 0 * (kHeadroom * total[m]);
+    for (int j = 0; j < c->count; ++j)
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) sums[c->rows[j]][m] += c->factors[j] * total[m];
   }
   if (sum(check) != 0) return false;
   const Plane residual = b.epilogue.residual;

@@ -37,6 +37,36 @@ void each_pixel(const Shape& s, const Widths& widths, Visit visit) {
   }
 }
 
+// Minimal filtering of two neighbouring rows of codes with up to four taps below each other; see pairs.h.
+enum Kind { steep, difference, sum, upper, lower, kKinds };
+
+constexpr int kMostTaps = 4;
+
+// One product: of a combination of rows of the image and one of the taps.
+struct Filter {
+  int taps;
+  Kind kind;
+  float rows[kMostTaps + 1];
+  double weights[kMostTaps];
+};
+
+constexpr Filter kFilters[] = {
+    {1, upper, {1}, {1}},
+    {1, lower, {0, 1}, {1}},
+    {2, sum, {0, 1}, {1, 1}},
+    {2, upper, {1, -1}, {1}},
+    {2, lower, {0, -1, 1}, {0, 1}},
+    {3, difference, {0, -1, 1}, {1 / 2.0, -1 / 2.0, 1 / 2.0}},
+    {3, sum, {0, 1, 1}, {1 / 2.0, 1 / 2.0, 1 / 2.0}},
+    {3, upper, {1, 0, -1}, {1}},
+    {3, lower, {0, -1, 0, 1}, {0, 0, 1}},
+    {4, steep, {0, -1, 0, 1}, {-1 / 6.0, 2 / 6.0, -4 / 6.0, 8 / 6.0}},
+    {4, difference, {0, -2, 1, 1}, {1 / 2.0, -1 / 2.0, 1 / 2.0, -1 / 2.0}},
+    {4, sum, {0, 2, 3, 1}, {1 / 6.0, 1 / 6.0, 1 / 6.0, 1 / 6.0}},
+    {4, upper, {1, 0.5f, -1, -0.5f}, {1}},
+    {4, lower, {0, -2, -1, 2, 1}, {0, 0, 0, 1}},
+};
+
 }  // namespace
 
 DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float scale, const Shape& s,
@@ -66,9 +96,9 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
   }
 
   std::vector<Product> rows;
-  for (int dy = 0; dy < s.kernel_height; ++dy) rows.push_back({{dy, dy, 0}, {dy, dy, dy}, {1, 0, 0}});
+  for (int dy = 0; dy < s.kernel_height; ++dy) rows.push_back({{1, {dy}, {1}}, {dy}, {1}});
   for (const int below : {0, s.stride_height})
-    for (int dy = 0; dy < s.kernel_height; ++dy) rows_.push_back({below + dy, below + dy, 0});
+    for (int dy = 0; dy < s.kernel_height; ++dy) rows_.push_back({1, {below + dy}, {1}});
   pack_spread(s, rows, row_by_row_);
   SpreadTaps& row_by_row = view_.row_by_row;
   row_by_row.upper = row_by_row.lower = row_by_row.distinct = s.kernel_height;
@@ -101,41 +131,34 @@ void DictionaryPack::pack_spread(const Shape& s, const std::vector<Product>& pro
 
 double DictionaryPack::weight(const Product& product, int k, int m, int dx) const {
   double total = 0;
-  for (int i = 0; i < 3; ++i)
+  for (int i = 0; i < 4; ++i)
     if (product.weights[i] != 0) total += product.weights[i] * at(k, m, product.taps[i], dx);
   return total;
 }
 
 void DictionaryPack::pair_taps(const Shape& s, float scale, int block) {
   if (s.kernel_height <= s.stride_height) return;
-  enum { difference, sum, upper, lower };
-  std::vector<Product> products[4];
+  std::vector<Product> products[kKinds];
   for (int phase = 0; phase < s.stride_height; ++phase) {
-    int left = ceil_div(s.kernel_height - phase, s.stride_height);
-    for (int tap = phase; left > 0;) {
-      const auto at = [&](int i) { return tap + i * s.stride_height; };
-      int taken = 1;
-      if (left == 3 || left > 4) {
-        taken = 3;
-        const int taps[3] = {at(0), at(1), at(2)};
-        const auto add = [&](int to, PairRow row, double a, double b, double c) {
-          products[to].push_back({row, {taps[0], taps[1], taps[2]}, {a, b, c}});
-        };
-        add(difference, {at(2), at(1), -1}, 0.5, -0.5, 0.5);
-        add(sum, {at(2), at(1), 1}, 0.5, 0.5, 0.5);
-        add(upper, {at(0), at(2), -1}, 1, 0, 0);
-        add(lower, {at(3), at(1), -1}, 0, 0, 1);
-      } else if (left > 1) {
-        taken = 2;
-        products[sum].push_back({{at(1), at(1), 0}, {at(0), at(1), at(1)}, {1, 1, 0}});
-        products[upper].push_back({{at(0), at(1), -1}, {at(0), at(1), at(1)}, {1, 0, 0}});
-        products[lower].push_back({{at(2), at(1), -1}, {at(0), at(1), at(1)}, {0, 1, 0}});
-      } else {
-        products[upper].push_back({{at(0), at(0), 0}, {at(0), at(0), at(0)}, {1, 0, 0}});
-        products[lower].push_back({{at(1), at(1), 0}, {at(0), at(0), at(0)}, {1, 0, 0}});
+    int tap = phase;
+    for (int left = ceil_div(s.kernel_height - phase, s.stride_height); left > 0;) {
+      const int taken = ceil_div(left, ceil_div(left, kMostTaps));
+      for (const Filter& filter : kFilters) {
+        if (filter.taps != taken) continue;
+        Product product = {};
+        for (int i = 0; i <= taken; ++i) {
+          if (filter.rows[i] == 0) continue;
+          product.row.rows[product.row.count] = tap + i * s.stride_height;
+          product.row.factors[product.row.count++] = filter.rows[i];
+        }
+        for (int i = 0; i < taken; ++i) {
+          product.taps[i] = tap + i * s.stride_height;
+          product.weights[i] = filter.weights[i];
+        }
+        products[filter.kind].push_back(product);
       }
       left -= taken;
-      tap = at(taken);
+      tap += taken * s.stride_height;
     }
   }
   for (const auto& group : products) products_.insert(products_.end(), group.begin(), group.end());
@@ -152,6 +175,7 @@ void DictionaryPack::pair_taps(const Shape& s, float scale, int block) {
     products_.clear();
     return;
   }
+  view_.pairs.steep = static_cast<int>(products[steep].size());
   view_.pairs.differences = static_cast<int>(products[difference].size());
   view_.pairs.sums = static_cast<int>(products[sum].size());
   view_.pairs.upper = static_cast<int>(products[upper].size());
@@ -200,7 +224,7 @@ std::vector<float> DictionaryPack::gradient(const double* sums) const {
         const int m = tap / kernel_width_, dx = columns_[tap % kernel_width_];
         float* column =
             gradient.data() + (static_cast<int64_t>(k) * channels_ + m) * kernel_height_ * kernel_width_ + dx;
-        for (int i = 0; i < 3; ++i)
+        for (int i = 0; i < 4; ++i)
           if (product.weights[i] != 0)
             column[product.taps[i] * kernel_width_] += static_cast<float>(product.weights[i] * *sums);
       }

@@ -118,9 +118,9 @@ class DictionaryPack {
  private:
   // A combined row of the image, and the kernel rows of which its weights are a combination.
   struct Product {
-    PairRow row;
-    int taps[3];
-    double weights[3];
+    Combination row;
+    int taps[4];
+    double weights[4];
   };
 
   // The combined rows of pairs, and their weights.
@@ -134,7 +134,7 @@ class DictionaryPack {
   int atoms_, channels_, kernel_height_, kernel_width_;
   std::vector<Product> products_;  // Of pairs; or each kernel row by itself.
   std::vector<float> plain_, analysis_, paired_, spread_, row_by_row_;
-  std::vector<PairRow> pairs_, rows_;
+  std::vector<Combination> pairs_, rows_;
   std::vector<int> columns_;  // Of a kernel row, phases outside.
   std::vector<int> offsets_;
   PackedDictionary view_;
