@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import BACKENDS, DEVICE
+from conditions import BACKENDS, DEVICE
 from torch.overrides import TorchFunctionMode
 
 import csc_kernels as csc

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers import DEVICE
+from conditions import DEVICE
 
 
 def with_triton(test: Callable[..., None]) -> Callable[..., None]:

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from emulation.build import CUDA, build
 from emulation.device import FULL, Device, EmulationError, emulated, tiled
-from helpers import SHAPES, Problem, random_problem
 from mutations_cuda import MUTATIONS
+from problems import SHAPES, Problem, random_problem
 
 import csc_kernels as csc
 

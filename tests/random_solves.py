@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from helpers import examples, random_problem
+from conditions import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.errors import UnsatisfiedAssumption
+from problems import random_problem
 
 # Larger ones take seconds to interpret or to emulate. Products are the multiplications of one analysis.
 MOST_CODES, MOST_PRODUCTS = 4_000, 200_000

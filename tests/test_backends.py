@@ -14,19 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import (
-    BACKENDS,
-    CASES,
-    EACH_DTYPE,
-    PRECISE,
-    Problem,
-    assert_error,
-    assert_gradients,
-    gradients,
-    random_problem,
-    unless_refused,
-    ways,
-)
+from conditions import BACKENDS, EACH_DTYPE, PRECISE
+from error_rule import assert_error, assert_gradients, gradients, unless_refused, ways
+from problems import CASES, Problem, random_problem
 from torch import Tensor
 
 import csc_kernels as csc

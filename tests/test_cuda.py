@@ -10,16 +10,9 @@ import pytest
 import torch
 from emulation.device import tiled
 from emulation.fixtures import device, emulated_process  # noqa: F401
-from helpers import (
-    CASES,
-    SHAPES,
-    Problem,
-    _served,
-    assert_error,
-    assert_unchanged_by_scarcity,
-    gradients,
-    random_problem,
-)
+from error_rule import assert_error, gradients, served_leaves
+from problems import CASES, SHAPES, Problem, random_problem
+from scarcity import assert_unchanged_by_scarcity
 from test_golden import OUTPUTS, error, load, solve
 from torch import Tensor
 
@@ -62,7 +55,7 @@ def assert_solves(problem: Problem) -> None:
 
 def assert_gradients(problem: Problem) -> None:
     """Of everything that the backend has a gradient for, by one backward."""
-    served = [name for name, leaf in _served(problem).tensors.items() if leaf.requires_grad]
+    served = [name for name, leaf in served_leaves(problem).tensors.items() if leaf.requires_grad]
 
     def grads(p: Problem, compute) -> dict[str, Tensor]:
         leaves = p.map(Tensor.detach)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from emulation.fixtures import device, emulated_process  # noqa: F401
-from helpers import random_problem
+from problems import random_problem
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import csc_kernels as csc

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from emulation.fixtures import device, emulated_process  # noqa: F401
-from helpers import Problem, assert_error, ways
+from error_rule import assert_error, ways
 from hypothesis import strategies as st
+from problems import Problem
 from random_solves import each, problem_of, solves
 from test_cuda import assert_gradients
 

@@ -8,18 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from emulation.fixtures import device, emulated_process  # noqa: F401
-from helpers import (
-    CASES,
-    SHAPES,
-    Problem,
-    assert_error,
-    assert_unchanged_by_scarcity,
-    gradients,
-    random_problem,
-    ways,
-)
+from error_rule import assert_error, gradients, ways
 from hypothesis import strategies as st
+from problems import CASES, SHAPES, Problem, random_problem
 from random_solves import each, problem_of, solves
+from scarcity import assert_unchanged_by_scarcity
 from test_cuda import DTYPES, assert_direction, assert_golden, assert_gradients, assert_solves
 
 import csc_kernels as csc

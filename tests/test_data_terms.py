@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import EACH_DTYPE, PRECISE, Problem, assert_error, assert_gradients, random_problem, ways
+from conditions import EACH_DTYPE, PRECISE
+from error_rule import assert_error, assert_gradients, ways
+from problems import Problem, random_problem
 
 import csc_kernels as csc
 from csc_kernels import reference

@@ -7,21 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import (
-    CASES,
-    EACH_DTYPE,
-    OPTIONS,
-    PRECISE,
-    Problem,
-    assert_error,
-    assert_gradients,
-    dense_operator,
-    gradients,
-    objective,
-    random_problem,
-    unless_refused,
-    ways,
-)
+from conditions import EACH_DTYPE, PRECISE
+from error_rule import assert_error, assert_gradients, gradients, unless_refused, ways
+from problems import CASES, OPTIONS, Problem, dense_operator, objective, random_problem
 from torch import Tensor
 
 MOMENTA = ("fista", "none", "sdnet")

@@ -6,20 +6,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from helpers import (
-    EACH_DTYPE,
-    PRECISE,
-    SHAPES,
-    Problem,
-    assert_error,
-    assert_gradients,
-    dense_operator,
-    gradients,
-    objective,
-    random_problem,
-    unless_refused,
-    ways,
-)
+from conditions import EACH_DTYPE, PRECISE
+from error_rule import assert_error, assert_gradients, gradients, unless_refused, ways
+from problems import SHAPES, Problem, dense_operator, objective, random_problem
 from torch import Tensor
 
 import csc_kernels as csc

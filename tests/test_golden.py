@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import DEVICE, PRECISE
+from conditions import DEVICE, PRECISE
 from torch import Tensor
 
 import csc_kernels as csc

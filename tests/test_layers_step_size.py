@@ -8,8 +8,8 @@ import itertools
 import pytest
 import torch
 from dictionaries import ADVERSARIES, random_dictionary
-from helpers import Problem, objective
 from layer_helpers import STEM, WIDE, atom_norms, both_norms, both_sizes, image, train_step
+from problems import Problem, objective
 from torch import Tensor, nn
 
 import csc_kernels as csc

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conditions import examples
 from dictionaries import ADVERSARIES, one_frequency, random_dictionary
-from helpers import dense_operator, examples, random_problem
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import dense_operator, random_problem
 from torch import Tensor
 
 import csc_kernels as csc

@@ -6,7 +6,9 @@ import itertools
 
 import pytest
 import torch
-from helpers import BACKENDS, Problem, assert_error, assert_gradients, random_problem, ways
+from conditions import BACKENDS
+from error_rule import assert_error, assert_gradients, ways
+from problems import Problem, random_problem
 
 import csc_kernels as csc
 from csc_kernels import native

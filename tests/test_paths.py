@@ -8,18 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import (
-    BACKENDS,
-    CASES,
-    Problem,
-    assert_error,
-    assert_gradients,
-    examples,
-    random_problem,
-    ways,
-)
+from conditions import BACKENDS, examples
+from error_rule import assert_error, assert_gradients, ways
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from problems import CASES, Problem, random_problem
 from test_golden import OUTPUTS, error, load, solve
 from torch import Tensor
 

@@ -8,20 +8,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from helpers import (
-    BACKENDS,
-    PRECISE,
-    Problem,
-    assert_error,
-    assert_gradients,
-    examples,
-    gradients,
-    random_problem,
-    serves,
-    ways,
-)
+from conditions import BACKENDS, PRECISE, examples, serves
+from error_rule import assert_error, assert_gradients, gradients, ways
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from problems import Problem, random_problem
 from torch import Tensor
 
 import csc_kernels as csc

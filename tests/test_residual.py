@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import (
-    EACH_DTYPE,
-    SHAPES,
-    Problem,
-    assert_error,
-    assert_gradients,
-    dense_operator,
-    gradients,
-    random_problem,
-    unless_refused,
-    ways,
-)
+from conditions import EACH_DTYPE
+from error_rule import assert_error, assert_gradients, gradients, unless_refused, ways
+from problems import SHAPES, Problem, dense_operator, random_problem
 from torch import Tensor
 from torch.nn import functional as F
 

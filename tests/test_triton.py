@@ -19,18 +19,10 @@ import test_fista_step
 import test_golden
 import test_residual
 import torch
-from helpers import (
-    CASES,
-    SHAPES,
-    Problem,
-    assert_error,
-    assert_gradients,
-    assert_unchanged_by_scarcity,
-    gradients,
-    random_problem,
-    ways,
-)
+from error_rule import assert_error, assert_gradients, gradients, ways
 from interpreter import with_triton
+from problems import CASES, SHAPES, Problem, random_problem
+from scarcity import assert_unchanged_by_scarcity
 from test_fista_step import STEPS, random_step
 from test_residual import MASKS, residual_problem
 from torch import Tensor

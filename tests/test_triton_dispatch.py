@@ -10,8 +10,8 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import random_problem
 from interpreter import with_triton
+from problems import random_problem
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import csc_kernels as csc

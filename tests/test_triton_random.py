@@ -6,9 +6,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
-from helpers import Problem, assert_gradients
+from error_rule import assert_gradients
 from hypothesis import strategies as st
 from interpreter import with_triton
+from problems import Problem
 from random_solves import each, problem_of, solves
 from test_triton import assert_solve, small_tiles
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import DEVICE, random_problem
+from conditions import DEVICE
 from interpreter import with_triton
+from problems import random_problem
 from test_fista_step import Step, compute
 from torch import Tensor
 

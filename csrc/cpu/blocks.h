@@ -167,7 +167,7 @@ struct Kernels {
   void (*correlation)(const CorrelationBlock&, int begin, int end);
   void (*support)(const SupportBlock&, int begin, int end);
   void (*combine)(const Plane& to, float scale, const Plane& from, const Shape&, int begin, int end);
-  void (*read_codes)(const Strided& from, const Plane& to, const Shape&, int begin, int end);
+  void (*read_codes)(const Strided& from, const Strided& code, const Plane& to, const Shape&, int begin, int end);
   void (*stream_codes)(const Plane& from, const Plane& to, const Shape&, int begin, int end);
   void (*streamed)();  // After a thread's last write around the caches.
   void (*write_codes)(const Plane& from, const Strided& to, const Shape&, int begin, int end, bool around);

@@ -85,17 +85,22 @@ static inline bool channels_are_adjacent(const Strided& t) {
   return t.element == Element::float32 && t.channel == 1 && t.column != 1;
 }
 
-static void read_codes(const Strided& from, const Plane& to, const Shape& s, int begin, int end) {
+// A code that lies as `from` does, if there is one, keeps what is read to its support.
+static void read_codes(const Strided& from, const Strided& code, const Plane& to, const Shape& s, int begin, int end) {
   for (int row = begin; row < end; ++row) {
     float* target = to.row(row);
     int first = 0;  // Channels below it are done.
     if (channels_are_adjacent(from)) {
       const float* source = static_cast<const float*>(from.data) + row * from.row;
+      const float* codes = code ? static_cast<const float*>(code.data) + row * code.row : source;
       for (; first + kLanes <= s.atoms; first += kLanes) {
         for (int column = 0; column < s.code_width; column += kLanes) {
           const int left = s.code_width - column, lanes = left < kLanes ? left : kLanes;
           Vec block[kLanes] = {};
-          for (int lane = 0; lane < lanes; ++lane) block[lane] = load(source + (column + lane) * from.column + first);
+          for (int lane = 0; lane < lanes; ++lane) {
+            const int64_t at = (column + lane) * from.column + first;
+            block[lane] = code ? on_support(load(source + at), load(codes + at)) : load(source + at);
+          }
           transpose(block);
           for (int k = 0; k < kLanes; ++k)
             store_partial(target + (first + k) * to.channel_stride + column, block[k], lanes);
@@ -107,10 +112,17 @@ static void read_codes(const Strided& from, const Plane& to, const Shape& s, int
       const int64_t offset = k * from.channel + row * from.row;
       if (from.element == Element::bfloat16) {
         const auto* source = static_cast<const unsigned short*>(from.data) + offset;
-        for (int w = 0; w < s.code_width; ++w) channel[w] = widen(source[w * from.column]);
+        const auto* codes = code ? static_cast<const unsigned short*>(code.data) + offset : source;
+        for (int w = 0; w < s.code_width; ++w) {
+          const int64_t at = w * from.column;
+          channel[w] = !code || widen(codes[at]) != 0 ? widen(source[at]) : 0;
+        }
       } else {
         const float* source = static_cast<const float*>(from.data) + offset;
-        if (from.column == 1)
+        const float* codes = code ? static_cast<const float*>(code.data) + offset : nullptr;
+        if (codes)
+          for (int w = 0; w < s.code_width; ++w) channel[w] = codes[w * from.column] != 0 ? source[w * from.column] : 0;
+        else if (from.column == 1)
           __builtin_memcpy(channel, source, s.code_width * sizeof(float));
         else
           for (int w = 0; w < s.code_width; ++w) channel[w] = source[w * from.column];

@@ -135,6 +135,8 @@ class Reverse {
   void take_support(int k, int begin, int end) {
     Plane source = stages_[k].gradient, code;
     if (k == o_.n_iter()) {
+      if (is_plain() && lie_alike(gradient_, z_) && !has_rows(z_, s_.code_width))
+        return kernels_.read_codes(gradient_, z_, source, s_, begin, end);
       source = rows_of(gradient_, gradient_rows_, begin, end);
       code = rows_of(z_, code_rows_, begin, end);
     } else {
@@ -162,7 +164,7 @@ class Reverse {
     if (k == 0 && !wanted_.code) return false;
     const float beta = weight(k), later = weight(k + 1);
     if (beta == 0 && later == 0) {
-      const bool on_support = k > 0 && !divisor_->divides() && !wanted_.penalty;
+      const bool on_support = k > 0 && is_plain();
       analyse(next.image, next.gradient, on_support ? iterates_.code(k) : Plane{}, stage.gradient, begin, end);
       return on_support;
     }
@@ -176,6 +178,9 @@ class Reverse {
     if (later != 0) kernels_.combine(stage.gradient, -later, stages_[k + 2].base, s_, begin, end);
     return false;
   }
+
+  // Whether G_k is dL/dz_k on the support, and is needed for nothing else.
+  bool is_plain() const { return !divisor_->divides() && !wanted_.penalty; }
 
   // beta_k of y_k = z_k + beta_k (z_k - z_(k-1)), which only a step after k reads.
   float weight(int k) const { return o_.has_momentum(k) ? static_cast<float>(o_.weights[k - 1]) : 0.0f; }
@@ -216,7 +221,7 @@ class Reverse {
   Plane rows_of(const Strided& t, Plane& scratch, int begin, int end) {
     if (has_rows(t, s_.code_width)) return tensor_plane(t);
     if (!scratch) scratch = pool_.codes(block_);
-    kernels_.read_codes(t, scratch, s_, begin, end);
+    kernels_.read_codes(t, {}, scratch, s_, begin, end);
     return scratch;
   }
 

@@ -90,7 +90,7 @@ class Iterates {
     while (it.codes_done < target) {
       const int begin = it.codes_done, end = std::min(begin + block_, target);
       if (k == 0) {
-        solve_.kernels.read_codes(z0_, it.code, s_, begin, end);
+        solve_.kernels.read_codes(z0_, {}, it.code, s_, begin, end);
       } else {
         if (has_point(k)) advance_residuals(k, s_.pixels_of(end));
         step(k, begin, end);

@@ -66,7 +66,7 @@ void synthesis(Tensor z, Tensor dictionary, std::vector<int64_t> stride, std::ve
       if (x) p.image = p.pool.image(s.height);
       if (mask) p.mask = p.pool.image(s.height);
     }
-    pass.kernels.read_codes(sample(z, n), p.codes, s, 0, s.code_height);
+    pass.kernels.read_codes(sample(z, n), {}, p.codes, s, 0, s.code_height);
     if (x) read_image(sample(*x, n), p.image, s, pass.widths);
     if (mask) read_image(sample(*mask, n), p.mask, s, pass.widths);
     SynthesisEpilogue e;
@@ -115,8 +115,8 @@ void analysis(Tensor image, Tensor dictionary, std::vector<int64_t> stride, std:
     e.point = p.point;
     for (int i = 0; i < s.code_height; i += kBlockRows) {
       const int end = std::min(i + kBlockRows, s.code_height);
-      if (base) pass.kernels.read_codes(sample(*base, n), p.base, s, i, end);
-      if (point) pass.kernels.read_codes(sample(*previous, n), p.previous, s, i, end);
+      if (base) pass.kernels.read_codes(sample(*base, n), {}, p.base, s, i, end);
+      if (point) pass.kernels.read_codes(sample(*previous, n), {}, p.previous, s, i, end);
       pass.kernels.analysis({s, pass.pack.view(), p.image, p.zeros, e, p.combined}, i, end);
       pass.kernels.write_codes(p.codes, sample(code, n), s, i, end, false);
       if (point) pass.kernels.write_codes(p.point, sample(*point, n), s, i, end, false);
@@ -141,7 +141,7 @@ void correlation(Tensor image, Tensor code, Tensor dictionary, std::vector<int64
       p.combined = p.pool.combined(pass.pack.view().pairs, room);
     }
     read_image(sample(image, n), p.image, s, pass.widths);
-    pass.kernels.read_codes(sample(code, n), p.codes, s, 0, s.code_height);
+    pass.kernels.read_codes(sample(code, n), {}, p.codes, s, 0, s.code_height);
     pass.kernels.correlation({s, pass.pack.view(), p.image, p.codes, p.zeros, p.sums.data(), p.combined, room}, 0,
                              s.code_height);
   });

@@ -145,23 +145,29 @@ static void multiply_columns(const SynthesisBlock& b, const SpreadPosition* at, 
   }
 }
 
-// Adds the first `count` products of one position to the image's rows.
-template <int M>
-static inline void add_to_rows(const SynthesisBlock& b, const SpreadTaps& taps, int count, int phase,
-                               const PixelPosition& at, const Vec* products) {
-  // Copies: the stores below cannot alias them.
-  const Plane residual = b.epilogue.residual;
-  const int height = b.shape.height, lanes = at.lanes, first = at.row * b.shape.stride_height - b.shape.top;
-  const int64_t column = phase * residual.channel_stride + at.column;
-  const int64_t channel_stride = b.shape.stride_width * residual.channel_stride;
-  for (int i = 0; i < count; ++i, products += M) {
-    const int row = first + taps.list[i].rows[0];
-    if (row < 0 || row >= height) continue;
-    float* to = residual.row(row) + column;
+// The image at one position, by rows counted from the first that a pair of code rows sees. A copy of what it takes to
+// find them: stores to them cannot alias it.
+struct ImageRows {
+  const Plane residual;
+  const int64_t column, channel_stride;
+  const int first, height, lanes;
+
+  ImageRows(const SynthesisBlock& b, int phase, const PixelPosition& at)
+      : residual(b.epilogue.residual),
+        column(phase * residual.channel_stride + at.column),
+        channel_stride(b.shape.stride_width * residual.channel_stride),
+        first(at.row * b.shape.stride_height - b.shape.top),
+        height(b.shape.height),
+        lanes(at.lanes) {}
+
+  template <int M>
+  inline void add(int row, const Vec (&values)[M]) const {
+    if (first + row < 0 || first + row >= height) return;
+    float* to = residual.row(first + row) + column;
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m, to += channel_stride) store_partial(to, load(to) + products[m], lanes);
+    for (int m = 0; m < M; ++m, to += channel_stride) store_partial(to, load(to) + values[m], lanes);
   }
-}
+};
 
 // The products of one position, each kernel row by itself.
 template <int M>
@@ -172,7 +178,7 @@ static __attribute__((noinline)) void spread_row_by_row(const SynthesisBlock& b,
   const int64_t size = static_cast<int64_t>(s.atoms) * columns * M;
   const bool lone = at.row + 1 == s.code_height;
   const int count = rows.rows() - (lone ? rows.lower : 0);
-  Vec products[2 * kMostKernelRows * M];
+  const ImageRows image(b, phase, at);
   for (int i = 0; i < count; ++i) {
     const float* weights = rows.phase_weights(s, phase) + i % rows.distinct * size;
     const float* codes = b.code.row(at.row + i / rows.distinct) + at.column;
@@ -180,9 +186,8 @@ static __attribute__((noinline)) void spread_row_by_row(const SynthesisBlock& b,
     for (int k = 0; k < s.atoms; ++k, codes += b.code.channel_stride)
       for (int c = 0; c < columns; ++c)
         for (int m = 0; m < M; ++m) sums[m] += splat(*weights++) * load(codes - c);
-    for (int m = 0; m < M; ++m) products[i * M + m] = sums[m];
+    image.add(rows.list[i].rows[0], sums);
   }
-  add_to_rows<M>(b, rows, count, phase, at, products);
 }
 
 // total = the products of M channels at one position, shifted and summed over the kernel's columns.
@@ -216,30 +221,25 @@ static inline bool add_pair(const SynthesisBlock& b, const float* products, int 
       for (int m = 0; m < M; ++m) sums[c->rows[j]][m] += c->factors[j] * total[m];
   }
   if (sum(check) != 0) return false;
-  const Plane residual = b.epilogue.residual;
-  const int64_t column = phase * residual.channel_stride + at.column;
-  const int64_t channel_stride = b.shape.stride_width * residual.channel_stride;
-  const int first = at.row * b.shape.stride_height - b.shape.top;
-  for (int row = 0; row < rows; ++row) {
-    if (first + row < 0 || first + row >= b.shape.height) continue;
-    float* to = residual.row(first + row) + column;
-#pragma GCC unroll 4
-    for (int m = 0; m < M; ++m, to += channel_stride) store_partial(to, load(to) + sums[row][m], at.lanes);
-  }
+  const ImageRows image(b, phase, at);
+  for (int row = 0; row < rows; ++row) image.add(row, sums[row]);
   return true;
 }
 
 // The same where each kernel row is by itself.
 template <int M>
 static inline void add_rows_of(const SynthesisBlock& b, const float* products, int phase, const PixelPosition& at) {
-  const SpreadTaps& taps = b.dictionary.spread;
+  const SpreadTaps taps = b.dictionary.spread;
   // A last row that has no second: its products are of zeros, which an infinite atom makes NaN.
   const int count = taps.rows() - (at.row + 1 == b.shape.code_height ? taps.lower : 0);
   const int columns = kept_columns(b.shape, phase);
-  Vec totals[2 * kMostKernelRows][M];
-  for (int i = 0; i < count; ++i, products += columns * M * b.products.channel_stride)
-    sum_columns(products, b.products.channel_stride, columns, totals[i]);
-  add_to_rows<M>(b, taps, count, phase, at, totals[0]);
+  const int64_t stride = b.products.channel_stride;
+  const ImageRows image(b, phase, at);
+  for (int i = 0; i < count; ++i, products += columns * M * stride) {
+    Vec total[M];
+    sum_columns(products, stride, columns, total);
+    image.add(taps.list[i].rows[0], total);
+  }
 }
 
 // Adds the pairs in code rows [begin, end).

@@ -67,6 +67,11 @@ inline bool has_rows(const Strided& t, int width) {
   return t.element == Element::float32 && (t.column == 1 || width == 1);
 }
 
+// Whether two tensors of one shape have their numbers at the same places.
+inline bool lie_alike(const Strided& a, const Strided& b) {
+  return a.element == b.element && a.channel == b.channel && a.row == b.row && a.column == b.column;
+}
+
 // Whether vectors of so many adjacent numbers of a tensor begin at cache lines, or at whole parts of one.
 inline bool is_aligned(const Tensor& t, int lanes) {
   bool aligned = reinterpret_cast<uintptr_t>(t.data_ptr()) % 64 == 0;
