@@ -159,7 +159,7 @@ MUTATIONS: dict[str, Table] = {
             ("image.add(<<rows.list[i].rows[0]>>, sums)", "rows.list[0].rows[0]"),
             ("image.add(<<taps.list[i].rows[0]>>, total)", "taps.list[0].rows[0]"),
             ("+= <<c->factors[j]>> * total[m]", "1.0f"),
-            ("if (Kind == Codes::steep) z[v] -= <<2>> * load", "1"),
+            ("if (Kind == Codes::steep) z[v] -= <<2.0f>> * load", "1.0f"),
             ("check += 0 * (<<kHeadroom>> * total[m])", "1.0f"),
             ("const float* other = <<upper + 1 < s.code_height>> ?", "upper + 2 < s.code_height"),
             (

@@ -61,7 +61,7 @@ static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition*
         z[v] = load(first[v] + offset);
         if (Kind == Codes::sum) z[v] += load(second[v] + offset);
         if (Kind == Codes::difference) z[v] -= load(second[v] + offset);
-        if (Kind == Codes::steep) z[v] -= 2 * load(second[v] + offset);
+        if (Kind == Codes::steep) z[v] -= 2.0f * load(second[v] + offset);
         hold(z[v]);
         if (C) continue;
 #pragma GCC unroll 4
