@@ -29,6 +29,8 @@ STREAM = STEM + (
     "tests/test_pairs.py::test_codes_between_two_of_bfloat16_become_the_even_one",
 )
 
+LAYOUTS = "tests/test_stem_layouts.py"
+
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 MUTATIONS: dict[str, Table] = {
@@ -82,7 +84,8 @@ MUTATIONS: dict[str, Table] = {
             ("rows.support[v] += <<support_row>>", "0"),
             ("positions.support[from + v] + <<atom * rows.support_stride>>", "0"),
             ("check += <<0 * (kHeadroom * value)>>", "Vec{}"),
-            ("return <<sum(check) == 0>>", "true"),
+            ("return <<sum((checks[0] + checks[1]) + (checks[2] + checks[3])) == 0>>", "true"),
+            ("combine(<<w + j * kLanes>>, checks[j])", "w"),
             ("pixels[v] += <<stride>>", "0"),
             ("pixels[v] = <<positions.rows[from + v]>>", "positions.rows[from]"),
             ("second[a][v] = <<first[a][v] - difference>>", "first[a][v] + difference", "avx512"),
@@ -122,6 +125,9 @@ MUTATIONS: dict[str, Table] = {
             ("if (<<product.weights[i] != 0>>) total", "true"),
             ("static_cast<float>(<<product.weights[i]>> * *sums)", "1.0"),
             ("dx = <<columns_[tap % kernel_width_]>>", "tap % kernel_width_"),
+            ("to[i] = <<from[2 * i]>>", "from[i]"),
+            ("to[i] = <<from[i * step]>>", "from[i]"),
+            ("* widths.phase + <<begin>>, s.phase_count", "0"),
             ("column[<<product.taps[i]>> * kernel_width_]", "product.taps[0]"),
             ("if (<<std::isfinite(weight)>>) continue", "true"),
         ],
@@ -160,7 +166,8 @@ MUTATIONS: dict[str, Table] = {
             ("image.add(<<taps.list[i].rows[0]>>, total)", "taps.list[0].rows[0]"),
             ("+= <<c->factors[j]>> * total[m]", "1.0f"),
             ("if (Kind == Codes::steep) z[v] -= <<2.0f>> * load", "1.0f"),
-            ("check += 0 * (<<kHeadroom>> * total[m])", "1.0f"),
+            ("checks[m] += 0 * (<<kHeadroom>> * total[m])", "1.0f"),
+            ("checks[0] += <<checks[m]>>", "Vec{}"),
             ("const float* other = <<upper + 1 < s.code_height>> ?", "upper + 2 < s.code_height"),
             (
                 "if (<<!add_pair<M>(b, products + pixels.column, phase, pixels)>>)",
@@ -184,9 +191,9 @@ MUTATIONS: dict[str, Table] = {
             ("pixels + offsets[<<kSecond>>], z, sums", "0", "avx512"),
             ("offsets[t] = <<b.dictionary.offsets[tap + t]>>", "b.dictionary.offsets[t]"),
             ("Vec next = load(pixels + <<kLanes>>)", "0", "avx512"),
-            ("to[t] += <<totals[a * Taps + t]>>", "totals[t]"),
-            ("+ atom) * taps + <<tap>>, taps)", "0"),
-            ("* b.shape.atoms + <<atom>>) * taps", "0"),
+            ("to[a] += <<totals[t * A + a]>>", "totals[a]"),
+            ("row_taps + <<tap>>) * atoms", "0"),
+            ("* atoms + <<atom>>, atoms)", "0"),
             ("const int h = <<row * s.stride_height + kernel_row - s.top>>", "row * s.stride_height - s.top"),
             ("if (<<h >= 0 && h < s.height>>) lines", "h >= 0 && h < s.height - 1"),
             ("Vec z = load(<<codes + a * channel_stride>>)", "codes"),
@@ -214,7 +221,7 @@ MUTATIONS: dict[str, Table] = {
         ],
     ),
     "elementwise.h": (
-        STREAM,
+        (LAYOUTS, *STREAM),
         [
             ("stream(target + column, <<load(source + column)>>)", "load(source)"),
             (
@@ -273,7 +280,7 @@ MUTATIONS: dict[str, Table] = {
         ],
     ),
     "fista_backward.cpp": (
-        (*STEM, "tests/test_pairs.py::test_gradients_have_the_same_bits_whoever_computes_them"),
+        (*STEM, LAYOUTS, "tests/test_pairs.py::test_gradients_have_the_same_bits_whoever_computes_them"),
         [
             ("e.mask = <<iterates_.mask()>>;", "Plane{}"),
             ("kernels_.combine(stage.gradient, <<1 + beta>>", "1"),

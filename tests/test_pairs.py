@@ -99,6 +99,15 @@ def test_gradients_of_every_kernel_obey_the_rule(backend: str, height: int, stri
         assert_gradients(Problem.solve, Problem.plain, one)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("height, stride", ((3, 1), (4, 1), (7, 2)))
+def test_gradients_of_whole_vectors_obey_the_rule(backend: str, height: int, stride: int, isa: str) -> None:
+    """Those of steps before the last, which without momentum leave the registers on the support of their codes."""
+    with native.use_isa(isa):
+        one = problem(height, stride, 12, 64, seed=12, n_iter=3, momentum="none")
+        assert_gradients(Problem.solve, Problem.plain, one)
+
+
 @pytest.mark.parametrize("columns", (56, 500))  # Blocks of 18 rows, of which rings of 32 hold five steps; and of 4.
 @pytest.mark.parametrize("momentum", ("fista", "sdnet"))
 @pytest.mark.parametrize("height, stride", ((2, 1), (3, 1), (4, 1), (4, 3), (6, 1)))

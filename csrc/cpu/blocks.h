@@ -122,7 +122,7 @@ struct CorrelationBlock {
   Plane image;
   Plane code;
   const float* zeros;         // Stands for rows beyond the image, and for a code row beyond the last.
-  double* sums;               // [kernel rows, or combined rows of pairs][K][row_taps], added to.
+  double* sums;               // [kernel rows, or combined rows of pairs][row_taps][K], added to.
   float* combined = nullptr;  // Room for the combined rows of so many pairs; none: row by row.
   int room = 0;
 };

@@ -37,20 +37,21 @@ static inline void add_run(const float* pixels, const Vec (&codes)[A], Vec (&sum
   }
 }
 
-// Adds what the lanes of each sum add up to.
+// Adds what the lanes of each sum add up to, those of the atoms of one tap one after another.
 template <int Taps, int A>
-static inline void add_lanes(const Vec (&sums)[Taps][A], double* to, int per_atom) {
+static inline void add_lanes(const Vec (&sums)[Taps][A], double* to, int per_tap) {
   constexpr int kCount = Taps * A;
   float totals[kCount];
 #pragma GCC unroll 16
   for (int from = 0; from < kCount; from += kLanes) {
     Vec rows[kLanes];
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) rows[i] = from + i < kCount ? sums[(from + i) % Taps][(from + i) / Taps] : Vec{};
+    for (int i = 0; i < kLanes; ++i) rows[i] = from + i < kCount ? sums[(from + i) / A][(from + i) % A] : Vec{};
     store_partial(totals + from, lane_sums(rows), kCount - from < kLanes ? kCount - from : kLanes);
   }
-  for (int a = 0; a < A; ++a, to += per_atom)
-    for (int t = 0; t < Taps; ++t) to[t] += totals[a * Taps + t];
+#pragma GCC unroll 16
+  for (int t = 0; t < Taps; ++t, to += per_tap)
+    for (int a = 0; a < A; ++a) to[a] += totals[t * A + a];
 }
 
 // A atoms x T taps of one kernel row in registers: they share their row of the image. Runs: how many taps each of two
@@ -115,8 +116,8 @@ static __attribute__((noinline)) void correlation_registers(const CorrelationBlo
       }
     }
   }
-  const int taps = b.dictionary.row_taps;
-  add_lanes(sums, b.sums + (static_cast<int64_t>(row) * b.shape.atoms + atom) * taps + tap, taps);
+  const int atoms = b.shape.atoms;
+  add_lanes(sums, b.sums + (static_cast<int64_t>(row) * b.dictionary.row_taps + tap) * atoms + atom, atoms);
 }
 
 // `taps` of one kernel row, at most T.

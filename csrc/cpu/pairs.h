@@ -25,6 +25,9 @@ constexpr int64_t kHotBytes = 16 << 10;
 // What is multiplied by this much and still finite can be summed.
 constexpr float kHeadroom = 8;
 
+// Checks at once, none of which waits for another.
+constexpr int kChecks = 4;
+
 // Whether the registers hold the sums of both rows of a pair, of half as many vectors each: of 32 registers, not of 16.
 constexpr bool kBothRows = kLanes == 16;
 constexpr int kPairVectors = kBothRows ? kVectors / 2 : kVectors;
@@ -35,7 +38,7 @@ static inline bool combine_rows(const Block& b, int row, float* to) {
   const PairedTaps& pairs = b.dictionary.pairs;
   const int64_t width = b.image.row_stride;
   const int first = row * b.shape.stride_height - b.shape.top;
-  Vec check = {};
+  Vec checks[kChecks] = {};
   for (int i = 0; i < pairs.rows(); ++i, to += width) {
     const Combination& combination = pairs.list[i];
     const float* rows[4];
@@ -47,14 +50,19 @@ static inline bool combine_rows(const Block& b, int row, float* to) {
       factors[j] = seen ? combination.factors[j] : 0;
     }
     const int terms = combination.count;
-    for (int64_t w = 0; w < width; w += kLanes) {
+    const auto combine = [&](int64_t w, Vec& check) {
       Vec value = factors[0] * load(rows[0] + w) + factors[1] * load(rows[1] + w);
       if (terms > 2) value += factors[2] * load(rows[2] + w) + factors[3] * load(rows[3] + w);
       check += 0 * (kHeadroom * value);
       store(to + w, value);
-    }
+    };
+    int64_t w = 0;
+    for (; w + kChecks * kLanes <= width; w += kChecks * kLanes)
+#pragma GCC unroll 4
+      for (int j = 0; j < kChecks; ++j) combine(w + j * kLanes, checks[j]);
+    for (; w < width; w += kLanes) combine(w, checks[0]);
   }
-  return sum(check) == 0;
+  return sum((checks[0] + checks[1]) + (checks[2] + checks[3])) == 0;
 }
 
 // Vectors of the first row of a pair: where the codes go, and the combined rows at its column.

@@ -210,17 +210,18 @@ static inline bool add_pair(const SynthesisBlock& b, const float* products, int 
   for (int row = 0; row < rows; ++row)
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) sums[row][m] = Vec{};
-  Vec check = {};
+  Vec checks[M] = {};  // None waits for another.
   for (const Combination *c = taps.list, *end = c + taps.rows(); c < end; ++c, products += columns * M * stride) {
     Vec total[M];
     sum_columns(products, stride, columns, total);
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) check += 0 * (kHeadroom * total[m]);
+    for (int m = 0; m < M; ++m) checks[m] += 0 * (kHeadroom * total[m]);
     for (int j = 0; j < c->count; ++j)
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) sums[c->rows[j]][m] += c->factors[j] * total[m];
   }
-  if (sum(check) != 0) return false;
+  for (int m = 1; m < M; ++m) checks[0] += checks[m];
+  if (sum(checks[0]) != 0) return false;
   const ImageRows image(b, phase, at);
   for (int row = 0; row < rows; ++row) image.add(row, sums[row]);
   return true;

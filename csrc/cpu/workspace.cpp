@@ -25,6 +25,17 @@ void write(const Strided& t, int64_t offset, float value) {
   static_cast<uint16_t*>(t.data)[offset] = nan ? 0x7fc0 : static_cast<uint16_t>(rounded);
 }
 
+// Every so many numbers; steps that are constants become vectors.
+void copy_every(int64_t step, const float* from, float* to, int count) {
+  if (step == 1) {
+    std::memcpy(to, from, count * sizeof(float));
+  } else if (step == 2) {
+    for (int i = 0; i < count; ++i) to[i] = from[2 * i];
+  } else {
+    for (int i = 0; i < count; ++i) to[i] = from[i * step];
+  }
+}
+
 // Calls with (channel, column, position in the phased row) for a whole row of an image.
 template <typename Visit>
 void each_pixel(const Shape& s, const Widths& widths, Visit visit) {
@@ -185,25 +196,25 @@ void DictionaryPack::pair_taps(const Shape& s, float scale, int block) {
 }
 
 void read_image(const Strided& from, const Plane& to, const Shape& s, const Widths& widths) {
-  if (from.element == Element::float32 && from.column == 1 && s.stride_width == 1) {
-    for (int h = 0; h < s.height; ++h)
-      for (int m = 0; m < s.channels; ++m)
-        std::memcpy(to.row(h) + m * widths.phase + s.left,
-                    static_cast<const float*>(from.data) + m * from.channel + h * from.row, s.width * sizeof(float));
+  if (from.element == Element::float32) {
+    const int64_t step = s.stride_width * from.column;
+    for (int h = 0; h < s.height; ++h) {
+      const float* pixels = static_cast<const float*>(from.data) + h * from.row - s.left * from.column;
+      for (int m = 0; m < s.channels; ++m) {
+        for (int phase = 0; phase < s.stride_width; ++phase) {
+          const int begin = s.phase_begin(phase);
+          copy_every(step, pixels + m * from.channel + phase * from.column + begin * step,
+                     to.row(h) + (m * s.stride_width + phase) * widths.phase + begin, s.phase_count(phase));
+        }
+      }
+    }
     return;
   }
   for (int h = 0; h < s.height; ++h) {
     float* row = to.row(h);
-    const int64_t start = h * from.row;
-    if (from.element == Element::float32) {
-      const float* pixels = static_cast<const float*>(from.data) + start;
-      each_pixel(s, widths,
-                 [&](int m, int w, int64_t position) { row[position] = pixels[m * from.channel + w * from.column]; });
-    } else {
-      each_pixel(s, widths, [&](int m, int w, int64_t position) {
-        row[position] = read(from, start + m * from.channel + w * from.column);
-      });
-    }
+    each_pixel(s, widths, [&](int m, int w, int64_t position) {
+      row[position] = read(from, h * from.row + m * from.channel + w * from.column);
+    });
   }
 }
 
@@ -218,16 +229,15 @@ void write_image(const Plane& from, const Strided& to, const Shape& s, const Wid
 
 std::vector<float> DictionaryPack::gradient(const double* sums) const {
   std::vector<float> gradient(plain_.size());
+  const int64_t per_atom = static_cast<int64_t>(channels_) * kernel_height_ * kernel_width_;
   for (const Product& product : products_) {
-    for (int k = 0; k < atoms_; ++k) {
-      for (int tap = 0; tap < view_.row_taps; ++tap, ++sums) {
-        const int m = tap / kernel_width_, dx = columns_[tap % kernel_width_];
-        float* column =
-            gradient.data() + (static_cast<int64_t>(k) * channels_ + m) * kernel_height_ * kernel_width_ + dx;
+    for (int tap = 0; tap < view_.row_taps; ++tap) {
+      const int m = tap / kernel_width_, dx = columns_[tap % kernel_width_];
+      float* column = gradient.data() + static_cast<int64_t>(m) * kernel_height_ * kernel_width_ + dx;
+      for (int k = 0; k < atoms_; ++k, ++sums, column += per_atom)
         for (int i = 0; i < 4; ++i)
           if (product.weights[i] != 0)
             column[product.taps[i] * kernel_width_] += static_cast<float>(product.weights[i] * *sums);
-      }
     }
   }
   return gradient;
