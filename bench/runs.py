@@ -30,7 +30,7 @@ class Run:
     def fastest(self, *names: str, backend: str | None = None) -> Row | None:
         """The row with the smallest median among these contenders, in any layout."""
         rows = [row for row in self.rows if row["contender"] in names]
-        rows = [row for row in rows if backend is None or row["backend"].split()[0] == backend]
+        rows = [row for row in rows if backend is None or row["backend"] == backend]
         return min(rows, key=median, default=None)
 
     def peak_bytes(self, name: str) -> int | None:

@@ -17,6 +17,7 @@ for needed in ("rich", "typer", "matplotlib"):
 
 import cases  # noqa: E402
 import harness  # noqa: E402
+import report  # noqa: E402
 import runs  # noqa: E402
 from sdnet.plain import Published, cleaned  # noqa: E402
 
@@ -111,6 +112,16 @@ def test_best_pytorch_is_the_fastest_of_them(tmp_path: Path) -> None:
     (run,) = runs.runs_of(tmp_path / "fista.csv")
     assert runs.measure("vs best PyTorch", run) == pytest.approx(3.0)
     assert runs.measure("vs as shipped", run) == pytest.approx(16.0)
+
+
+def test_ablation_has_every_backend_and_path(tmp_path: Path) -> None:
+    rows = _rows({"published": 12.0, "cleaned": 6.0})
+    for backend, value in (("native", 2.0), ("native direct", 3.0)):
+        rows += [row | {"backend": backend} for row in _rows({"csc.fista": value})]
+    harness.update_csv(tmp_path / "ablation.csv", rows)
+    text = report.ablation_table(runs.runs_of(tmp_path / "ablation.csv"))
+    assert "| kernel: native | kernel: native direct |" in text
+    assert "| 2.00x | 3.00x | 2.00x |" in text
 
 
 def test_a_new_run_replaces_its_own_rows_only(tmp_path: Path) -> None:
