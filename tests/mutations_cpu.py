@@ -110,7 +110,7 @@ MUTATIONS: dict[str, Table] = {
         ],
     ),
     "workspace.cpp": (
-        ("tests/test_pairs.py",),
+        ("tests/test_pairs.py", LAYOUTS),
         [
             (
                 "= <<filter.rows[i]>>;",

@@ -208,15 +208,19 @@ def test_an_infinite_atom_makes_what_sees_it_infinite(backend: str, height: int,
 
 
 @pytest.mark.parametrize("codes", ((2e38, 0.0, 0.0), (2e38, 0.0, -2e38), (0.0, 3e38, 0.0)))
-def test_sums_of_products_do_not_overflow_where_products_do_not(backend: str, codes: tuple[float, ...]) -> None:
-    dictionary = torch.ones(1, 1, 3, 1)
-    z = torch.zeros(1, 1, 6, 9)
+@pytest.mark.parametrize("channel", (0, 1, 2))  # What overflows may do so in one of the image's channels alone.
+@pytest.mark.parametrize("height", (3, 4))
+def test_sums_of_products_do_not_overflow_where_products_do_not(
+    backend: str, height: int, channel: int, codes: tuple[float, ...]
+) -> None:
+    dictionary, x = torch.zeros(1, 3, height, 1), torch.zeros(1, 3, 8, 9)
+    dictionary[0, channel] = 1
+    z = torch.zeros(1, 1, 9 - height, 9)
     z[0, 0, 2:5, 4] = torch.tensor(codes)
-    found = csc.residual(torch.zeros(1, 1, 8, 9), z, dictionary)
+    found = csc.residual(x, z, dictionary)
     with csc.use_backend("reference"):
-        assert torch.equal(found, csc.residual(torch.zeros(1, 1, 8, 9), z, dictionary))
-    x = torch.zeros(1, 1, 8, 9)
-    x[0, 0, 3, 4] = 2e38
+        assert torch.equal(found, csc.residual(x, z, dictionary))
+    x[0, channel, 3, 4] = 2e38
     code = csc.fista(x, dictionary, 0.0, step_size=1.0, n_iter=1)
     with csc.use_backend("reference"):
         assert torch.equal(code, csc.fista(x, dictionary, 0.0, step_size=1.0, n_iter=1))
