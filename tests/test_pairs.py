@@ -155,7 +155,7 @@ def test_gradients_have_the_same_bits_whoever_computes_them(backend: str) -> Non
 
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))
 @pytest.mark.parametrize("row", (0, 1, 6, 7, 12))
-@pytest.mark.parametrize("height, stride", ((2, 1), (3, 1), (5, 2), (7, 1)))
+@pytest.mark.parametrize("height, stride", ((2, 1), (3, 1), (4, 1), (5, 2), (7, 1), (7, 2)))
 def test_what_is_not_finite_goes_no_further_than_row_by_row(
     backend: str, height: int, stride: int, row: int, value: float
 ) -> None:
@@ -169,7 +169,7 @@ def test_what_is_not_finite_goes_no_further_than_row_by_row(
 
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))
 @pytest.mark.parametrize("row", (0, 1, 6, 7, 11))
-@pytest.mark.parametrize("height, stride", ((2, 1), (3, 1), (5, 2), (7, 1)))
+@pytest.mark.parametrize("height, stride", ((2, 1), (3, 1), (4, 1), (5, 2), (7, 1), (7, 2)))
 def test_codes_that_are_not_finite_reach_no_further_than_row_by_row(
     backend: str, height: int, stride: int, row: int, value: float
 ) -> None:
@@ -224,6 +224,28 @@ def test_sums_of_products_do_not_overflow_where_products_do_not(
     code = csc.fista(x, dictionary, 0.0, step_size=1.0, n_iter=1)
     with csc.use_backend("reference"):
         assert torch.equal(code, csc.fista(x, dictionary, 0.0, step_size=1.0, n_iter=1))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("row", range(8))
+@pytest.mark.parametrize(
+    "taps, value",
+    (
+        ((0.0, 100.0), 1e37), ((0.0, 0.0, 100.0), 1e37), ((0.0, 0.0, 0.0, 100.0), 1e37),
+        ((1.0, 1.0, 1e-3, 100.0), 1e37), ((1.2e38, -1.2e38, 1.2e38), 1.0), ((-1e38, 1e38, -1e38, 1e38), 1.0),
+    ),
+)  # fmt: skip
+def test_products_of_large_atoms_overflow_only_where_they_do_row_by_row(
+    backend: str, taps: tuple[float, ...], value: float, row: int, isa: str
+) -> None:
+    x = torch.zeros(1, 1, 8, 16)
+    x[0, 0, row] = value
+    options = {"lmbda": 0.0, "step_size": 1.0, "n_iter": 1, "nonneg": False}
+    with native.use_isa(isa):
+        found = csc.fista(x, torch.tensor(taps).view(1, 1, -1, 1), **options)
+    with csc.use_backend("reference"):
+        expected = csc.fista(x, torch.tensor(taps).view(1, 1, -1, 1), **options)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))

@@ -17,8 +17,7 @@ static inline Vec on_support(Vec value, Vec code) { return code != Vec{} ? value
 static inline Vec next_code(const AnalysisEpilogue& e, Vec value, int k, const CodePosition& at) {
   const auto from = [&](const Plane& plane) { return plane.row(at.row) + k * plane.channel_stride + at.column; };
   if (e.base) value += load(from(e.base));
-  if (e.support) value = on_support(value, load(from(e.support)));
-  if (e.shrink == Shrink::none) return value;
+  if (e.shrink == Shrink::none) return e.support ? on_support(value, load(from(e.support))) : value;
   const Vec threshold = starts_below(e)   ? Vec{}
                         : e.threshold_map ? load_partial(from(e.threshold_map), at.lanes)
                                           : splat(e.threshold[k]);
@@ -44,11 +43,10 @@ static inline void finish_whole(AnalysisEpilogue e, const CodePosition& at, int 
       value += load(base);
       base += e.base.channel_stride;
     }
-    if (support) {
-      value = on_support(value, load(support));
+    if (e.shrink == Shrink::none) {
+      if (support) value = on_support(value, load(support));
       support += e.support.channel_stride;
-    }
-    if (e.shrink != Shrink::none) {
+    } else {
       const Vec least = below ? Vec{} : splat(e.threshold[atom + a]);
       const Vec negative = e.shrink == Shrink::both ? positive_part(-value - least) : Vec{};
       value = positive_part(value - least) - negative;
@@ -97,15 +95,15 @@ struct Rows {
   float* code[V];
   const float *base[V], *support[V], *threshold;
   int64_t code_stride, base_stride, support_stride;  // From atom to atom.
-  bool add, limit, stream;                           // There is a base, a support; the code goes around the caches.
+  bool has_base, has_support, stream;                // Streamed codes go around the caches.
 
   Rows(const AnalysisEpilogue& e, int atom)
       : threshold(e.threshold ? e.threshold + atom : nullptr),
         code_stride(e.code.channel_stride),
         base_stride(e.base.channel_stride),
         support_stride(e.support.channel_stride),
-        add(e.base),
-        limit(e.support),
+        has_base(e.base),
+        has_support(e.support),
         stream(e.stream) {}
 };
 
@@ -118,12 +116,12 @@ static inline void finish_rows(const Rows<V>& rows, Vec (&sums)[A][V]) {
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
         Vec value = sums[a][v] + load(rows.base[v] + a * rows.base_stride);
-        if (rows.limit) value = on_support(value, load(rows.support[v] + a * rows.support_stride));
+        if (rows.has_support) value = on_support(value, load(rows.support[v] + a * rows.support_stride));
         store(rows.code[v] + a * rows.code_stride, value);
       }
     return;
   }
-  if (rows.add) {
+  if (rows.has_base) {
 #pragma GCC unroll 8
     for (int a = 0; a < A; ++a) {
       const Vec threshold = splat(rows.threshold[a]);

@@ -13,11 +13,17 @@ namespace csc {
 // Kernel rows that the kernels have room for on their stacks.
 constexpr int kMostKernelRows = 32;
 
+// Taps below each other that a pair of code rows takes together, and so many rows of the image that a product combines.
+constexpr int kMostTaps = 4;
+
+// What is multiplied by this much and still finite can be summed.
+constexpr float kHeadroom = 8;
+
 // The sum of some rows of the image times their factors. Rows are counted from the first that a pair of code rows sees.
 struct Combination {
   int count = 0;
-  int rows[4];
-  float factors[4];
+  int rows[kMostTaps];
+  float factors[kMostTaps];
 };
 
 // The products that a pair of code rows takes, in the order of their sums; see pairs.h. There are at least as many sums
@@ -26,6 +32,7 @@ struct PairedTaps {
   int steep = 0, differences = 0, sums = 0, upper = 0, lower = 0;
   const Combination* list = nullptr;
   const float* weights = nullptr;  // Of the analysis, per block of A atoms: [rows()][row_taps][A].
+  float headroom = kHeadroom;      // Of the combined rows: no less than any sum of products of them by an analysis.
 
   // The first of each kind.
   int difference() const { return steep; }
@@ -161,6 +168,7 @@ struct Kernels {
   const char* name;
   int lanes;
   int atoms;    // Of a register block, which the analysis' dictionary is packed for.
+  int taps;     // Below each other, that a pair of code rows takes together at most.
   bool shifts;  // Vectors are put together, where loaded they would cross cache lines.
   void (*analysis)(const AnalysisBlock&, int begin, int end);
   void (*synthesis)(const SynthesisBlock&, SynthesisRows&, int end);

@@ -11,15 +11,17 @@
 // Included once per instruction set, inside its namespace: see isa.h.
 
 // Registers: atoms x vectors for the analysis, sums of the synthesis, atoms x taps for the correlation (of a kernel row
-// in one block, and of a longer one), plus operands, for 32 (AVX-512) or 16 registers.
+// in one block, and of a longer one), plus operands, for 32 (AVX-512) or 16 registers. Four taps are taken together
+// only where a synthesis sums each kernel column by itself: to one sum over all of them their factors add too much
+// rounding.
 #if defined(CSC_ISA_AVX512)
-constexpr int kAtoms = 6, kVectors = 4, kSpreadSums = 24;
+constexpr int kAtoms = 6, kVectors = 4, kSpreadSums = 24, kPairedTaps = 4;
 constexpr int kRowAtoms = 3, kRowTaps = 9, kLongRowAtoms = 4, kLongRowTaps = 7;
 #elif defined(CSC_ISA_AVX2)
-constexpr int kAtoms = 6, kVectors = 2, kSpreadSums = 12;
+constexpr int kAtoms = 6, kVectors = 2, kSpreadSums = 12, kPairedTaps = 3;
 constexpr int kRowAtoms = 4, kRowTaps = 3, kLongRowAtoms = 4, kLongRowTaps = 3;
 #else
-constexpr int kAtoms = 4, kVectors = 2, kSpreadSums = 12;
+constexpr int kAtoms = 4, kVectors = 2, kSpreadSums = 12, kPairedTaps = 3;
 constexpr int kRowAtoms = 2, kRowTaps = 4, kLongRowAtoms = 2, kLongRowTaps = 4;
 #endif
 
@@ -39,5 +41,6 @@ constexpr int smaller(int block) { return block > 4 ? 4 : block > 2 ? 2 : 1; }
 static const Winograd kWinograd = {winograd_kernels<F2, float>(), winograd_kernels<F4, float>(),
                                    winograd_kernels<F2, double>(), winograd_kernels<F4, double>()};
 
-static const Kernels kKernels = {CSC_ISA_NAME, kLanes,  kAtoms,     kShifts,      analysis, synthesis,   correlation,
-                                 support,      combine, read_codes, stream_codes, streamed, write_codes, &kWinograd};
+static const Kernels kKernels = {CSC_ISA_NAME, kLanes,       kAtoms,      kPairedTaps, kShifts,
+                                 analysis,     synthesis,    correlation, support,     combine,
+                                 read_codes,   stream_codes, streamed,    write_codes, &kWinograd};

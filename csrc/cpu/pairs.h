@@ -10,11 +10,12 @@
 // and with two taps three for four: sum = d1 (g0 + g1), upper = (d0 - d1) g0, lower = (d2 - d1) g1. With four taps and
 // five rows it takes five for eight: the values of polynomials at 0, 1, -1, -2 and infinity. That at -2 is
 //
-//   steep = (d3 - d1) (8 g3 - 4 g2 + 2 g1 - g0) / 6, which the first row has once and the second -2 times,
+//   steep = (d3 - d1) (8 g3 - 4 g2 + 2 g1 - g0) / 6
+//   first row = upper + sum + difference + steep     second row = lower + sum - difference - 2 steep
 //
-// and kFilters has the others. Any kernel is cut into so few pieces of up to four taps as can be, of each phase of its
-// stride (see pair_taps). An analysis combines rows of the image only, a few of them for all the atoms; synthesis.h and
-// correlation.h use the same products turned around.
+// so that sum begins with -1/2 and difference with 3/2 of it; workspace.cpp has the others. Any kernel is cut into so
+// few pieces of up to four taps as can be, of each phase of its stride (see pair_taps). An analysis combines rows of
+// the image only, a few of them for all the atoms; synthesis.h and correlation.h use the same products turned around.
 //
 // What sees NaN or infinity is computed row by row: differences would spread them. So are numbers that a sum of a few
 // products could take beyond the largest.
@@ -22,15 +23,13 @@
 // Combined rows that stay in the first-level cache while the atoms pass over them.
 constexpr int64_t kHotBytes = 16 << 10;
 
-// What is multiplied by this much and still finite can be summed.
-constexpr float kHeadroom = 8;
-
 // Checks at once, none of which waits for another.
 constexpr int kChecks = 4;
 
 // Whether the registers hold the sums of both rows of a pair, of half as many vectors each: of 32 registers, not of 16.
 constexpr bool kBothRows = kLanes == 16;
 constexpr int kPairVectors = kBothRows ? kVectors / 2 : kVectors;
+static_assert(kBothRows || kPairedTaps < 4);  // Steep products are added to both.
 
 // The image's rows of a pair of code rows from `row` on, combined; false where they are not all finite.
 template <typename Block>
@@ -41,9 +40,9 @@ static inline bool combine_rows(const Block& b, int row, float* to) {
   Vec checks[kChecks] = {};
   for (int i = 0; i < pairs.rows(); ++i, to += width) {
     const Combination& combination = pairs.list[i];
-    const float* rows[4];
-    float factors[4];
-    for (int j = 0; j < 4; ++j) {
+    const float* rows[kMostTaps];
+    float factors[kMostTaps];
+    for (int j = 0; j < kMostTaps; ++j) {
       const int h = j < combination.count ? first + combination.rows[j] : -1;
       const bool seen = h >= 0 && h < b.shape.height;
       rows[j] = seen ? b.image.row(h) : b.zeros;
@@ -53,7 +52,7 @@ static inline bool combine_rows(const Block& b, int row, float* to) {
     const auto combine = [&](int64_t w, Vec& check) {
       Vec value = factors[0] * load(rows[0] + w) + factors[1] * load(rows[1] + w);
       if (terms > 2) value += factors[2] * load(rows[2] + w) + factors[3] * load(rows[3] + w);
-      check += 0 * (kHeadroom * value);
+      check += 0 * (pairs.headroom * value);
       store(to + w, value);
     };
     int64_t w = 0;
@@ -181,21 +180,9 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
     } else {
       alignas(kLanes * 4) float waiting[A][V][kLanes];
       clear(first);
-      if (pairs.steep) {
-        add_rows<A, V>(taps, pairs.steep, steep, first);
-        each_sum<A, V>([&](int a, int v) {
-          store(waiting[a][v], first[a][v]);
-          first[a][v] *= 1.5f;
-        });
-      }
       add_rows<A, V>(taps, pairs.differences, differences, first);
-      Vec begin[A][V];
-      start(e, atom, begin);
-      each_sum<A, V>([&](int a, int v) {
-        if (pairs.steep) begin[a][v] -= 0.5f * load(waiting[a][v]);
-        store(waiting[a][v], first[a][v]);
-        first[a][v] = begin[a][v];
-      });
+      each_sum<A, V>([&](int a, int v) { store(waiting[a][v], first[a][v]); });
+      start(e, atom, first);
       add_rows<A, V>(taps, pairs.sums, sums, first);
       each_sum<A, V>([&](int a, int v) {
         const Vec difference = load(waiting[a][v]);

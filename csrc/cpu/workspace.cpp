@@ -1,6 +1,7 @@
 #include "workspace.h"
 
 #include <cmath>
+#include <limits>
 
 namespace csc {
 namespace {
@@ -51,9 +52,7 @@ void each_pixel(const Shape& s, const Widths& widths, Visit visit) {
 // Minimal filtering of two neighbouring rows of codes with up to four taps below each other; see pairs.h.
 enum Kind { steep, difference, sum, upper, lower, kKinds };
 
-constexpr int kMostTaps = 4;
-
-// One product: of a combination of rows of the image and one of the taps.
+// One product: of a combination of rows of the image, those whose factor is not 0, and one of the taps.
 struct Filter {
   int taps;
   Kind kind;
@@ -77,6 +76,26 @@ constexpr Filter kFilters[] = {
     {4, upper, {1, 0.5f, -1, -0.5f}, {1}},
     {4, lower, {0, -2, -1, 2, 1}, {0, 0, 0, 1}},
 };
+
+// Whether every product has room for its rows, and what is spread from so many taps to one row of the image never adds
+// up to more than kHeadroom times the largest product.
+constexpr bool leave_headroom() {
+  for (const Filter& filter : kFilters) {
+    int terms = 0;
+    for (const float factor : filter.rows) terms += factor != 0;
+    if (terms > kMostTaps) return false;
+  }
+  for (int taps = 1; taps <= kMostTaps; ++taps) {
+    for (int row = 0; row <= kMostTaps; ++row) {
+      float total = 0;
+      for (const Filter& filter : kFilters)
+        if (filter.taps == taps) total += filter.rows[row] < 0 ? -filter.rows[row] : filter.rows[row];
+      if (total > kHeadroom) return false;
+    }
+  }
+  return true;
+}
+static_assert(leave_headroom());
 
 }  // namespace
 
@@ -116,7 +135,7 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
   row_by_row.list = rows_.data();
   row_by_row.weights = row_by_row_.data();
 
-  if (pairs) pair_taps(s, scale, kernels.atoms);
+  if (pairs) pair_taps(s, scale, kernels);
   if (products_.empty()) {
     products_ = rows;
     view_.spread = row_by_row;
@@ -142,18 +161,18 @@ void DictionaryPack::pack_spread(const Shape& s, const std::vector<Product>& pro
 
 double DictionaryPack::weight(const Product& product, int k, int m, int dx) const {
   double total = 0;
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < kMostTaps; ++i)
     if (product.weights[i] != 0) total += product.weights[i] * at(k, m, product.taps[i], dx);
   return total;
 }
 
-void DictionaryPack::pair_taps(const Shape& s, float scale, int block) {
+void DictionaryPack::pair_taps(const Shape& s, float scale, const Kernels& kernels) {
   if (s.kernel_height <= s.stride_height) return;
   std::vector<Product> products[kKinds];
   for (int phase = 0; phase < s.stride_height; ++phase) {
     int tap = phase;
     for (int left = ceil_div(s.kernel_height - phase, s.stride_height); left > 0;) {
-      const int taken = ceil_div(left, ceil_div(left, kMostTaps));
+      const int taken = ceil_div(left, ceil_div(left, kernels.taps));
       for (const Filter& filter : kFilters) {
         if (filter.taps != taken) continue;
         Product product = {};
@@ -174,18 +193,27 @@ void DictionaryPack::pair_taps(const Shape& s, float scale, int block) {
   }
   for (const auto& group : products) products_.insert(products_.end(), group.begin(), group.end());
   for (const Product& product : products_) pairs_.push_back(product.row);
-  for (int atom = 0; atom < s.atoms; atom += block) {
+  // No sum of an atom's products exceeds what they add up to without their signs, steep ones twice.
+  std::vector<double> totals(s.atoms);
+  for (int atom = 0, block = kernels.atoms; atom < s.atoms; atom += block) {
     while (atom + block > s.atoms) block = block > 4 ? 4 : block / 2;
     for (const Product& p : products_)
       for (int m = 0; m < s.channels; ++m)
         for (const int dx : columns_)
-          for (int a = 0; a < block; ++a) paired_.push_back(static_cast<float>(scale * weight(p, atom + a, m, dx)));
+          for (int a = 0; a < block; ++a) {
+            const double product = scale * weight(p, atom + a, m, dx);
+            paired_.push_back(static_cast<float>(product));
+            totals[atom + a] += 2 * std::abs(product);
+          }
   }
   for (const float weight : paired_) {
     if (std::isfinite(weight)) continue;  // Nor is one of the dictionary, or a sum of it.
     products_.clear();
     return;
   }
+  const double most = std::max<double>(kHeadroom, *std::max_element(totals.begin(), totals.end()));
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  view_.pairs.headroom = most > kLargest ? std::numeric_limits<float>::infinity() : static_cast<float>(most);
   view_.pairs.steep = static_cast<int>(products[steep].size());
   view_.pairs.differences = static_cast<int>(products[difference].size());
   view_.pairs.sums = static_cast<int>(products[sum].size());
@@ -235,7 +263,7 @@ std::vector<float> DictionaryPack::gradient(const double* sums) const {
       const int m = tap / kernel_width_, dx = columns_[tap % kernel_width_];
       float* column = gradient.data() + static_cast<int64_t>(m) * kernel_height_ * kernel_width_ + dx;
       for (int k = 0; k < atoms_; ++k, ++sums, column += per_atom)
-        for (int i = 0; i < 4; ++i)
+        for (int i = 0; i < kMostTaps; ++i)
           if (product.weights[i] != 0)
             column[product.taps[i] * kernel_width_] += static_cast<float>(product.weights[i] * *sums);
     }

@@ -119,12 +119,12 @@ class DictionaryPack {
   // A combined row of the image, and the kernel rows of which its weights are a combination.
   struct Product {
     Combination row;
-    int taps[4];
-    double weights[4];
+    int taps[kMostTaps];
+    double weights[kMostTaps];
   };
 
   // The combined rows of pairs, and their weights.
-  void pair_taps(const Shape& s, float scale, int block);
+  void pair_taps(const Shape& s, float scale, const Kernels& kernels);
 
   double weight(const Product& product, int k, int m, int dx) const;
 
