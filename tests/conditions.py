@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import csc_kernels as csc
+from csc_kernels import native
 
 
 def examples(count: int) -> settings:
@@ -36,6 +37,8 @@ def serves(backend: str, dtype: torch.dtype) -> bool:
 
 # Every backend with every dtype it serves, for parametrize("backend, dtype", ..., indirect=["backend"]).
 BACKENDS = [name for name in csc.available_backends() if serves(name, torch.float32)]
+# Those of the native kernels that run here.
+ISAS = native.build_info()["isa_available"] if "native" in BACKENDS else []
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 EACH_DTYPE = [
     pytest.param(name, dtype, id=f"{name}-{str(dtype).removeprefix('torch.')}")

@@ -60,7 +60,7 @@ MUTATIONS: dict[str, Table] = {
             ("const Vec threshold = splat(<<rows.threshold[a]>>)", "rows.threshold[0]"),
             ("stream(to, <<positive_part(sums[a][v])>>)", "sums[a][v]", "avx512"),
             ("store(to, <<positive_part(sums[a][v])>>)", "sums[a][v]"),
-            ("rows.code[v] = <<e.code.row(at[v].row)>> + at[v].column + atom", "e.code.row(at[0].row)"),
+            ("rows.code[v] = codes_at(e.code, <<at[v]>>, atom)", "at[0]"),
             ("positions[v] = {at[v].row + below, at[v].column, <<at[v].lanes>>}", "kLanes"),
             ("const int h = <<at[v].row * s.stride_height + dy - s.top>>", "at[v].row * s.stride_height + dy"),
             ("pixels[v] = (<<h >= 0 && h < s.height>> ? b.image", "h >= 0 && h < s.height - 1"),
@@ -222,11 +222,11 @@ MUTATIONS: dict[str, Table] = {
         [
             ("stream(target + column, <<load(source + column)>>)", "load(source)"),
             (
-                "Vec g = <<z != Vec{} ? load_partial(source + column, lanes) : Vec{}>>",
+                "Vec g = <<on_support(load_partial(source + column, lanes), z)>>",
                 "load_partial(source + column, lanes)",
             ),
-            ("<<load(code + column) != Vec{} ? load(source + column) : Vec{}>>", "load(source + column)"),
-            ("<<z != Vec{} ? load_partial(source + whole, width - whole) : Vec{}>>", "Vec{}"),
+            ("<<on_support(load(source + column), load(code + column))>>", "load(source + column)"),
+            ("<<on_support(load_partial(source + whole, left), load_partial(code + whole, left))>>", "Vec{}"),
             ("const bool plain = <<!b.divide>> &&", "true"),
             ("!b.divisor_map && <<!b.sums.sign>>", "true"),
             ("g /= <<load_partial(divisor_map + column, lanes)>>", "splat(1.0f)"),

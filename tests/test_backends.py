@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conditions import BACKENDS, EACH_DTYPE, PRECISE
+from conditions import BACKENDS, EACH_DTYPE, ISAS, PRECISE
 from error_rule import assert_error, assert_gradients, gradients, unless_refused, ways
 from problems import CASES, Problem, random_problem
 from torch import Tensor
@@ -276,12 +276,8 @@ def test_where_there_is_a_compiler_there_are_native_kernels() -> None:
     assert native.unavailable() is None
 
 
-def instruction_sets() -> list[str]:
-    return native.build_info()["isa_available"] if "native" in BACKENDS else []
-
-
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_obeys_the_rule(isa: str, case: str) -> None:
     with csc.use_backend("native"), native.use_isa(isa):
         assert native.build_info()["isa"] == isa

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from conditions import BACKENDS
+from conditions import ISAS
 from error_rule import assert_error, assert_gradients, ways
 from problems import Problem, random_problem
 
@@ -15,7 +15,6 @@ from csc_kernels import native
 
 pytestmark = pytest.mark.parametrize("backend", ("native",), indirect=True)
 
-ISAS = native.build_info()["isa_available"] if "native" in BACKENDS else []
 
 # Threes, twos and ones below each other, of every phase of a stride.
 TALL = [(height, stride) for height, stride in itertools.product(range(2, 9), (1, 2, 3)) if height > stride]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conditions import BACKENDS, examples
+from conditions import BACKENDS, ISAS, examples
 from error_rule import assert_error, assert_gradients, ways
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -28,7 +28,6 @@ HIGH = 16.0
 ALLOWED = {"direct": 2.0, "f2": 2.0, "f4": HIGH}
 each_path = pytest.mark.parametrize("path", paths.PATHS)
 tiled = pytest.mark.parametrize("path", ("f2", "f4"))
-ISAS = native.build_info()["isa_available"] if "native" in BACKENDS else []
 ROUNDED = "native" in BACKENDS and torch.ops.csc_native.winograd_bfloat16()
 with_bfloat16 = pytest.mark.skipif(not ROUNDED, reason="this processor has no units for bfloat16")
 

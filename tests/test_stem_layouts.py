@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from conditions import BACKENDS
+from conditions import ISAS
 from problems import random_problem
 
 import csc_kernels as csc
@@ -14,7 +14,6 @@ from csc_kernels import native
 
 pytestmark = pytest.mark.parametrize("backend", ("native",), indirect=True)
 
-ISAS = native.build_info()["isa_available"] if "native" in BACKENDS else []
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 

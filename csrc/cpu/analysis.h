@@ -11,11 +11,14 @@ static inline bool starts_below(const AnalysisEpilogue& e) {
   return e.shrink == Shrink::positive && !e.threshold_map && !e.base;
 }
 
-static inline Vec on_support(Vec value, Vec code) { return code != Vec{} ? value : Vec{}; }
+// Where an atom's codes at a position lie in a plane, if there is one.
+static inline float* codes_at(const Plane& plane, const CodePosition& at, int atom) {
+  return plane ? plane.row(at.row) + atom * plane.channel_stride + at.column : nullptr;
+}
 
 // The epilogue of one vector of atom k.
 static inline Vec next_code(const AnalysisEpilogue& e, Vec value, int k, const CodePosition& at) {
-  const auto from = [&](const Plane& plane) { return plane.row(at.row) + k * plane.channel_stride + at.column; };
+  const auto from = [&](const Plane& plane) { return codes_at(plane, at, k); };
   if (e.base) value += load(from(e.base));
   if (e.shrink == Shrink::none) return e.support ? on_support(value, load(from(e.support))) : value;
   const Vec threshold = starts_below(e)   ? Vec{}
@@ -31,9 +34,7 @@ static inline Vec next_code(const AnalysisEpilogue& e, Vec value, int k, const C
 // Any epilogue of whole vectors, without maps and division. Copies: the stores cannot alias them.
 static inline void finish_whole(AnalysisEpilogue e, const CodePosition& at, int atom, int atoms, const Vec* sums,
                                 int step) {
-  const auto from = [&](const Plane& plane) {
-    return plane ? plane.row(at.row) + atom * plane.channel_stride + at.column : nullptr;
-  };
+  const auto from = [&](const Plane& plane) { return codes_at(plane, at, atom); };
   float *code = from(e.code), *point = from(e.point);
   const float *base = from(e.base), *support = from(e.support), *previous = from(e.previous);
   const bool below = starts_below(e);
@@ -162,12 +163,9 @@ static inline void finish(const AnalysisEpilogue& e, const CodePosition* at, int
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
     usual = usual && at[v].lanes == kLanes;
-    rows.code[v] = e.code.row(at[v].row) + at[v].column + atom * rows.code_stride;
-    const auto from = [&](const Plane& plane) {
-      return plane ? plane.row(at[v].row) + at[v].column + atom * plane.channel_stride : nullptr;
-    };
-    rows.base[v] = from(e.base);
-    rows.support[v] = from(e.support);
+    rows.code[v] = codes_at(e.code, at[v], atom);
+    rows.base[v] = codes_at(e.base, at[v], atom);
+    rows.support[v] = codes_at(e.support, at[v], atom);
   }
   if (usual)
     finish_rows<A, V>(rows, sums);

@@ -7,11 +7,12 @@ static inline void support_row(const float* source, const float* code, float* gr
   for (int column = 0; column < whole; column += kLanes) {
     prefetch(source + column + source_ahead);
     prefetch(code + column + code_ahead);
-    store(gradient + column, load(code + column) != Vec{} ? load(source + column) : Vec{});
+    store(gradient + column, on_support(load(source + column), load(code + column)));
   }
   if (whole == width) return;
-  const Vec z = load_partial(code + whole, width - whole);
-  store_partial(gradient + whole, z != Vec{} ? load_partial(source + whole, width - whole) : Vec{}, width - whole);
+  const int left = width - whole;
+  store_partial(gradient + whole, on_support(load_partial(source + whole, left), load_partial(code + whole, left)),
+                left);
 }
 
 static void support(const SupportBlock& block, int begin, int end) {
@@ -36,7 +37,7 @@ static void support(const SupportBlock& block, int begin, int end) {
       for (int column = 0; column < width; column += kLanes) {
         const int left = width - column, lanes = left < kLanes ? left : kLanes;
         const Vec z = load_partial(code + column, lanes);
-        Vec g = z != Vec{} ? load_partial(source + column, lanes) : Vec{};
+        Vec g = on_support(load_partial(source + column, lanes), z);
         if (divisor_map)
           g /= load_partial(divisor_map + column, lanes);
         else if (b.divide)
@@ -44,7 +45,7 @@ static void support(const SupportBlock& block, int begin, int end) {
         store_partial(gradient + column, g, lanes);
         if (b.sums.sign) {
           // Lanes beyond the width hold zero codes, so that they add nothing.
-          const Vec counted = z != Vec{} ? g : Vec{};
+          const Vec counted = on_support(g, z);
           signs += z < Vec{} ? -counted : counted;
           values += counted * z;
         }

@@ -77,6 +77,9 @@ static inline __attribute__((always_inline)) Vec shifted(const float* low, Vec n
 
 static inline Vec splat(float value) { return value - Vec{}; }
 
+// The value where the code is not zero.
+static inline Vec on_support(Vec value, Vec code) { return code != Vec{} ? value : Vec{}; }
+
 // The first `lanes` lanes; memory beyond them is neither read nor written.
 static inline Vec load_partial(const float* from, int lanes) {
   if (lanes == kLanes) return load(from);
