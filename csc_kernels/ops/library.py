@@ -23,9 +23,33 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
 
 
 def register_autograd(op: Any, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
-    """Attach the gradient, and the autocast rule that must stand above it."""
-    torch.library.register_autograd(op._schema.name, backward, setup_context=setup_context, lib=LIBRARY)
+    """Attach the gradient, and the autocast rule that must stand above it.
+
+    What torch.library.register_autograd does, for ops whose arguments have no defaults and no names that must be
+    given: what it does for the others takes as long as an op's own checks, at every call.
+    """
     name = op._schema.name.split("::")[1]
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        *inputs, keys = args
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+            setup_context(ctx, inputs, output)
+        return output
+
+    methods = {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(lambda ctx, *grads: (*backward(ctx, *grads), None)),
+    }
+    function = type(f"{name}_with_gradient", (torch.autograd.Function,), methods)
+
+    def kernel(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return function.apply(*args, keys)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keys & torch._C._after_autograd_keyset, *args)
+
+    LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         LIBRARY.impl(name, _autocast_rule(op, device, key), key)
 

@@ -59,12 +59,6 @@ constexpr int kPairsAtATime = 4, kPairsToCorrelate = 32;
 // Pairs of code rows that a synthesis spreads at once: enough of narrow ones to fill registers with a lone channel.
 inline int pairs_to_spread(const Shape& s, int lanes) { return std::clamp(8 * lanes / s.code_width, 1, 4); }
 
-// Whether a synthesis keeps the products of each kernel column by itself: where vectors are shifted, and those of a
-// pair, at most two for each kernel row, stay in a cache.
-inline bool keeps_columns(const Shape& s, bool shifts) {
-  return shifts && int64_t{8} * s.kernel_height * s.channels * s.columns_of(0) * s.code_width <= 1 << 20;
-}
-
 // A dictionary in the orders that the kernels read it in.
 struct PackedDictionary {
   int row_taps = 0;                 // M kW, the taps of one kernel row: channels outside, then phases.
@@ -112,7 +106,7 @@ struct AnalysisBlock {
 struct SynthesisBlock {
   const Shape& shape;
   const PackedDictionary& dictionary;
-  Plane code;          // Column 0 of rows with zero margins.
+  Plane code;          // Whole vectors; with zero margins where codes are shifted, see Widths.
   const float* zeros;  // Stands for rows beyond the code, and for an image that is not given.
   SynthesisEpilogue epilogue;
   Plane products;  // Rows for those of the pairs at once, zero at the margins.

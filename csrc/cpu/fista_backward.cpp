@@ -36,26 +36,32 @@ struct Wanted {
 
 class Reverse {
  public:
-  Reverse(const Solve& solve, const Wanted& wanted)
+  // divided: by 1 + t mu.
+  Reverse(const Solve& solve, const Wanted& wanted, bool divided)
       : solve_(solve),
         s_(solve.shape),
         o_(solve.options),
         kernels_(solve.kernels),
         wanted_(wanted),
+        plain_(!divided && !wanted.penalty),
         pool_(solve.shape, solve.widths),
         block_(block_rows(s_)),
-        // z_k runs ahead of G_k by the reach of the n - k gradient steps and of the n - k steps in between.
+        // z_k runs ahead of G_k by the reach of the n - k gradient steps and of the n - k steps in between; and rows of
+        // G_k in its place wait for G_(k-1).
         iterates_(solve, pool_, block_, o_.n_iter() - 1,
-                  [this](int k) { return 2 * (o_.n_iter() - k) * s_.reach_height(); }),
+                  [this](int k) {
+                    const int behind = replaces_code(k) ? block_ + s_.reach_height() + 2 : 0;
+                    return 2 * (o_.n_iter() - k) * s_.reach_height() + behind;
+                  }),
         stages_(o_.n_iter() + 1) {
     // G_(k+1) runs ahead of G_k by the reach of a step, and H_(k+2) by that of two.
     const int pixel_rows = (block_ + 5) * s_.stride_height + 2 * s_.kernel_height;
     bool spreads = false;
     for (int k = 1; k < o_.n_iter(); ++k) spreads = spreads || o_.has_momentum(k);
     const int rows = block_ + (spreads ? 2 : 1) * s_.reach_height() + 2;
-    for (int k = 0; k <= o_.n_iter(); ++k) {
+    for (int k = wanted.code ? 0 : 1; k <= o_.n_iter(); ++k) {
       Stage& stage = stages_[k];
-      stage.gradient = pool_.codes(rows);
+      stage.gradient = replaces_code(k) ? iterates_.code(k) : pool_.codes(rows);
       // H_k, where momentum reads it again later.
       stage.base = spreads && !o_.gradient_at_code ? pool_.codes(rows) : stage.gradient;
       stage.image = pool_.image(pixel_rows);
@@ -135,7 +141,7 @@ class Reverse {
   void take_support(int k, int begin, int end) {
     Plane source = stages_[k].gradient, code;
     if (k == o_.n_iter()) {
-      if (is_plain() && lie_alike(gradient_, z_) && !has_rows(z_, s_.code_width))
+      if (plain_ && lie_alike(gradient_, z_) && !has_rows(z_, s_.code_width))
         return kernels_.read_codes(gradient_, z_, source, s_, begin, end);
       source = rows_of(gradient_, gradient_rows_, begin, end);
       code = rows_of(z_, code_rows_, begin, end);
@@ -162,11 +168,14 @@ class Reverse {
       correlate(next.image, iterates_.point_of_gradient(k), begin, end);
     }
     if (k == 0 && !wanted_.code) return false;
+    if (replaces_code(k)) {
+      analyse(next.image, next.gradient, iterates_.code(k), stage.gradient, begin, end);
+      return true;
+    }
     const float beta = weight(k), later = weight(k + 1);
     if (beta == 0 && later == 0) {
-      const bool on_support = k > 0 && is_plain();
-      analyse(next.image, next.gradient, on_support ? iterates_.code(k) : Plane{}, stage.gradient, begin, end);
-      return on_support;
+      analyse(next.image, next.gradient, Plane{}, stage.gradient, begin, end);
+      return false;
     }
     if (o_.gradient_at_code) {
       analyse(next.image, Plane{}, Plane{}, stage.gradient, begin, end);
@@ -179,8 +188,10 @@ class Reverse {
     return false;
   }
 
-  // Whether G_k is dL/dz_k on the support, and is needed for nothing else.
-  bool is_plain() const { return !divisor_->divides() && !wanted_.penalty; }
+  // Whether G_k is dL/dz_k on the support of z_k, whose rows are not needed any more once those of G_k are there.
+  bool replaces_code(int k) const {
+    return plain_ && k > 0 && k < o_.n_iter() && weight(k) == 0 && weight(k + 1) == 0;
+  }
 
   // beta_k of y_k = z_k + beta_k (z_k - z_(k-1)), which only a step after k reads.
   float weight(int k) const { return o_.has_momentum(k) ? static_cast<float>(o_.weights[k - 1]) : 0.0f; }
@@ -230,6 +241,7 @@ class Reverse {
   const SolveOptions& o_;
   const Kernels& kernels_;
   const Wanted wanted_;
+  const bool plain_;  // Gradients are kept to the support, and not divided or summed.
   Pool pool_;
   const int block_;
   Iterates iterates_;
@@ -253,7 +265,7 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
   const Shape s = shape_of(x.size(0), x.size(1), x.size(2), x.size(3), dictionary, stride, pads);
   if (s.batch == 0) return;
   const Kernels& kernels = chosen_kernels();
-  const Widths widths(s, kernels.lanes);
+  const Widths widths(s, kernels.lanes, kernels.shifts);
   const DictionaryPack pack(sample(dictionary, 0), dictionary.stride(0), static_cast<float>(step_size), s, widths,
                             kernels, pairs);
   const SolveOptions options{nonneg, gradient_at_code, weights};
@@ -267,7 +279,7 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
   std::vector<std::vector<float>> parts(groups);
   Pieces queue(groups);
   queue.share([&](int64_t) {
-    Reverse reverse(solve, wanted);
+    Reverse reverse(solve, wanted, divisor.has_value());
     for (int64_t group; (group = queue.take()) < groups;) {
       for (int64_t n = s.batch * group / groups; n < s.batch * (group + 1) / groups; ++n) {
         const Penalty thresholds(threshold, n), divisors(divisor, n);

@@ -4,7 +4,7 @@
 // row of an image is kept split into its sW phases: padded pixel u = w + left lies in phase u % sW at
 // u / sW, and every access of every tap is to consecutive floats. Zeros stand where the padding is.
 //
-//   image row: [M][sW][phase_width]      code row: [K][code_width], `code_margin` zeros before it
+//   image row: [M][sW][phase]      code row: [K][code]      products: [..][product], `margin` zeros before each
 //
 // Rows are found through Plane::row, which may wrap around: a ring of the last few rows.
 
@@ -64,13 +64,20 @@ struct Plane {
   explicit operator bool() const { return base != nullptr; }
 };
 
-// Widths in scratch memory, for vectors of `lanes` floats. Whole vectors may be read beyond the columns on
-// either side, and what they read there is zero: in a code row, the margin of this channel or of the next.
-// Codes of column 0 are aligned.
-struct Widths {
-  int phase, code, margin;
+// Whether a synthesis keeps the products of each kernel column by itself: where vectors are shifted, and those of a
+// pair, at most two for each kernel row, stay in a cache.
+inline bool keeps_columns(const Shape& s, bool shifts) {
+  return shifts && int64_t{8} * s.kernel_height * s.channels * s.columns_of(0) * s.code_width <= 1 << 20;
+}
 
-  Widths(const Shape& s, int lanes) {
+// Widths in scratch memory, for vectors of `lanes` floats. Whole vectors may be read beyond the columns on either side
+// of what a synthesis shifts, and what they read there is zero: the margin of this channel or of the next. Its products
+// are shifted where it keeps them by columns, and codes then have no margin; else the codes themselves are. Column 0 is
+// aligned.
+struct Widths {
+  int phase, code, code_margin, product, margin;
+
+  Widths(const Shape& s, int lanes, bool shifts) {
     const int columns = round_up(s.code_width, lanes);
     int last = columns + s.reach_width();
     int beyond = s.reach_width();
@@ -81,7 +88,9 @@ struct Widths {
     }
     phase = round_up(last + 1, lanes);
     margin = round_up(beyond, lanes);
-    code = margin + columns;
+    product = margin + columns;
+    code_margin = keeps_columns(s, shifts) ? 0 : margin;
+    code = code_margin + columns;
   }
 };
 

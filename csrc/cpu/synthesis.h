@@ -181,11 +181,11 @@ static __attribute__((noinline)) void spread_row_by_row(const SynthesisBlock& b,
   const ImageRows image(b, phase, at);
   for (int i = 0; i < count; ++i) {
     const float* weights = rows.phase_weights(s, phase) + i % rows.distinct * size;
-    const float* codes = b.code.row(at.row + i / rows.distinct) + at.column;
+    const float* codes = b.code.row(at.row + i / rows.distinct);
     Vec sums[M] = {};
     for (int k = 0; k < s.atoms; ++k, codes += b.code.channel_stride)
       for (int c = 0; c < columns; ++c)
-        for (int m = 0; m < M; ++m) sums[m] += splat(*weights++) * load(codes - c);
+        for (int m = 0; m < M; ++m) sums[m] += splat(*weights++) * load_within(codes, at.column - c, s.code_width);
     image.add(rows.list[i].rows[0], sums);
   }
 }

@@ -43,7 +43,7 @@ class Pool {
   Pool(const Shape& shape, const Widths& widths) : shape_(shape), widths_(widths) {}
 
   // Rows of codes: a ring of at least `rows`, or all of them.
-  Plane codes(int rows) { return rows_of(shape_.atoms, widths_.code, widths_.margin, rows, shape_.code_height); }
+  Plane codes(int rows) { return rows_of(shape_.atoms, widths_.code, widths_.code_margin, rows, shape_.code_height); }
 
   // Phased rows of an image.
   Plane image(int rows) { return image(rows, shape_.height); }
@@ -58,7 +58,7 @@ class Pool {
     const int products =
         taps.rows() * shape_.channels * (keeps_columns(shape_, kernels.shifts) ? shape_.columns_of(0) : 1);
     const int pairs = pairs_to_spread(shape_, kernels.lanes);
-    return rows_of(products, widths_.code, widths_.margin, pairs, pairs);
+    return rows_of(products, widths_.product, widths_.margin, pairs, pairs);
   }
 
   float* floats(int64_t count) {
