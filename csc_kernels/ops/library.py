@@ -41,7 +41,7 @@ def register_autograd(op: Any, backward: Callable[..., Any], setup_context: Call
         "forward": staticmethod(forward),
         "backward": staticmethod(lambda ctx, *grads: (*backward(ctx, *grads), None)),
     }
-    function = type(f"{name}_with_gradient", (torch.autograd.Function,), methods)
+    function: Any = type(f"{name}_with_gradient", (torch.autograd.Function,), methods)
 
     def kernel(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):

@@ -189,9 +189,7 @@ class Reverse {
   }
 
   // Whether G_k is dL/dz_k on the support of z_k, whose rows are not needed any more once those of G_k are there.
-  bool replaces_code(int k) const {
-    return plain_ && k > 0 && k < o_.n_iter() && weight(k) == 0 && weight(k + 1) == 0;
-  }
+  bool replaces_code(int k) const { return plain_ && k > 0 && k < o_.n_iter() && weight(k) == 0 && weight(k + 1) == 0; }
 
   // beta_k of y_k = z_k + beta_k (z_k - z_(k-1)), which only a step after k reads.
   float weight(int k) const { return o_.has_momentum(k) ? static_cast<float>(o_.weights[k - 1]) : 0.0f; }
