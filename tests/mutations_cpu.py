@@ -282,7 +282,12 @@ MUTATIONS: dict[str, Table] = {
         ],
     ),
     "fista_backward.cpp": (
-        (*STEM, LAYOUTS, "tests/test_pairs.py::test_gradients_have_the_same_bits_whoever_computes_them"),
+        (
+            "tests/test_pairs.py::test_rows_of_a_long_image_wait_for_all_who_need_them",
+            *STEM,
+            LAYOUTS,
+            "tests/test_pairs.py::test_gradients_have_the_same_bits_whoever_computes_them",
+        ),
         [
             ("e.mask = <<iterates_.mask()>>;", "Plane{}"),
             ("kernels_.combine(stage.gradient, <<1 + beta>>", "1"),

@@ -152,6 +152,20 @@ def test_gradients_have_the_same_bits_whoever_computes_them(backend: str) -> Non
             assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    "side, n_iter, momentum", ((3, 3, "none"), (7, 2, "sdnet"), (11, 2, "fista"), (11, 3, "fista"))
+)
+def test_rows_of_a_long_image_wait_for_all_who_need_them(
+    backend: str, side: int, n_iter: int, momentum: str
+) -> None:
+    """Wide rows: few are computed at once, and rings are as short as they get."""
+    one = random_problem(
+        dtype=torch.float32, batch=1, channels=2, atoms=4, size=(60, 300), kernel=(side, side), padding=side // 2,
+        n_iter=n_iter, momentum=momentum, z0=True, margin=1e-8,
+    )  # fmt: skip
+    assert_gradients(Problem.solve, Problem.plain, one)
+
+
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))
 @pytest.mark.parametrize("row", (0, 1, 6, 7, 12))
 @pytest.mark.parametrize("height, stride", ((2, 1), (3, 1), (4, 1), (5, 2), (7, 1), (7, 2)))
