@@ -180,6 +180,16 @@ def test_what_is_not_finite_goes_no_further_than_row_by_row(
         assert torch.equal(kind(found), kind(expected))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("column", (6, 25))
+def test_pixels_beside_what_is_not_finite_are_right(backend: str, column: int, isa: str) -> None:
+    """At both ends of rows that are whole vectors, behind and before which other codes lie."""
+    one = problem(3, 1, 12, 32)
+    one.x[0, 0, 6, column] = torch.nan
+    with native.use_isa(isa):
+        torch.testing.assert_close(one.solve(), one.plain(), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))
 @pytest.mark.parametrize("row", (0, 1, 6, 7, 11))
 @pytest.mark.parametrize("height, stride", ((2, 1), (3, 1), (4, 1), (5, 2), (7, 1), (7, 2)))

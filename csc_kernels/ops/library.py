@@ -25,13 +25,14 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
 def register_autograd(op: Any, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
     """Attach the gradient, and the autocast rule that must stand above it.
 
-    What torch.library.register_autograd does, for ops whose arguments have no defaults and no names that must be
-    given: what it does for the others takes as long as an op's own checks, at every call.
+    As torch.library.register_autograd, for ops whose arguments have no defaults and no names that must be given:
+    what it does for the others takes as long as an op's own checks, at every call. `backward` returns a tuple with
+    one entry for each argument of the op; ctx.needs_input_grad has one more, at its end.
     """
     name = op._schema.name.split("::")[1]
 
     def forward(ctx: Any, *args: Any) -> Any:
-        *inputs, keys = args
+        inputs, keys = args[:-1], args[-1]
         with torch._C._AutoDispatchBelowAutograd():
             output = op.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
             setup_context(ctx, inputs, output)

@@ -188,8 +188,11 @@ class Reverse {
     return false;
   }
 
-  // Whether G_k is dL/dz_k on the support of z_k, whose rows are not needed any more once those of G_k are there.
-  bool replaces_code(int k) const { return plain_ && k > 0 && k < o_.n_iter() && weight(k) == 0 && weight(k + 1) == 0; }
+  // Whether G_k is dL/dz_k on the support of z_k, whose rows are not needed any more once those of G_k are there, and
+  // is read for G_(k-1) alone: without momentum in the steps around it.
+  bool replaces_code(int k) const {
+    return plain_ && k > 0 && k < o_.n_iter() && weight(k - 1) == 0 && weight(k) == 0 && weight(k + 1) == 0;
+  }
 
   // beta_k of y_k = z_k + beta_k (z_k - z_(k-1)), which only a step after k reads.
   float weight(int k) const { return o_.has_momentum(k) ? static_cast<float>(o_.weights[k - 1]) : 0.0f; }
@@ -239,7 +242,7 @@ class Reverse {
   const SolveOptions& o_;
   const Kernels& kernels_;
   const Wanted wanted_;
-  const bool plain_;  // Gradients are kept to the support, and not divided or summed.
+  const bool plain_;  // No mu, and no gradient of lmbda or mu: G_k is dL/dz_k on the support.
   Pool pool_;
   const int block_;
   Iterates iterates_;

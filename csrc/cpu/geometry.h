@@ -4,7 +4,8 @@
 // row of an image is kept split into its sW phases: padded pixel u = w + left lies in phase u % sW at
 // u / sW, and every access of every tap is to consecutive floats. Zeros stand where the padding is.
 //
-//   image row: [M][sW][phase]      code row: [K][code]      products: [..][product], `margin` zeros before each
+//   image row: [M][sW][phase]      code row: [K][code], `code_margin` zeros before it
+//                                  products: [..][product], `margin` zeros before them
 //
 // Rows are found through Plane::row, which may wrap around: a ring of the last few rows.
 
