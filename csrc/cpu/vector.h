@@ -80,17 +80,6 @@ static inline Vec splat(float value) { return value - Vec{}; }
 // The value where the code is not zero.
 static inline Vec on_support(Vec value, Vec code) { return code != Vec{} ? value : Vec{}; }
 
-// The first `lanes` lanes; memory beyond them is neither read nor written.
-static inline Vec load_partial(const float* from, int lanes) {
-  if (lanes == kLanes) return load(from);
-#if defined(CSC_ISA_AVX512)
-  return __builtin_ia32_loadups512_mask(from, Vec{}, static_cast<unsigned short>((1u << lanes) - 1));
-#endif
-  Vec value = {};
-  for (int lane = 0; lane < lanes; ++lane) value[lane] = from[lane];
-  return value;
-}
-
 // The columns from `column` on of a row, which may lie outside; zeros stand there, and memory there is not read.
 static inline Vec load_within(const float* row, int column, int width) {
   const auto lane = [](int at) { return at < 0 ? 0 : at < kLanes ? at : kLanes; };
@@ -102,6 +91,11 @@ static inline Vec load_within(const float* row, int column, int width) {
   Vec value = {};
   for (int i = begin; i < end; ++i) value[i] = row[column + i];
   return value;
+}
+
+// The first `lanes` lanes; memory beyond them is neither read nor written.
+static inline Vec load_partial(const float* from, int lanes) {
+  return lanes == kLanes ? load(from) : load_within(from, 0, lanes);
 }
 
 static inline void store_partial(float* to, Vec value, int lanes) {
