@@ -184,7 +184,10 @@ template <int A, int V>
 static inline void add_product(int offset, const float* const (&pixels)[V], const float*& weights, Vec (&sums)[A][V]) {
   Vec x[V];
 #pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) x[v] = load(pixels[v] + offset);
+  for (int v = 0; v < V; ++v) {
+    x[v] = load(pixels[v] + offset);
+    hold(x[v]);
+  }
 #pragma GCC unroll 8
   for (int a = 0; a < A; ++a) {
     const Vec w = splat(weights[a]);

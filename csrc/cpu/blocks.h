@@ -53,6 +53,14 @@ struct SpreadTaps : PairedTaps {
   }
 };
 
+// The weights of tiles, in the order of their products; see tiles.h.
+struct TileWeights {
+  const float* analysis = nullptr;  // Per block of A atoms: [4][2][M][2][A].
+  const float* spread = nullptr;    // Minus those of the atoms: [4][K][2][M][2].
+  float headroom = kHeadroom;       // Of what the image combines to: no less than any sum of products of it.
+  explicit operator bool() const { return analysis; }
+};
+
 // Pairs of code rows whose combined rows an analysis holds at once, and a correlation at most.
 constexpr int kPairsAtATime = 4, kPairsToCorrelate = 32;
 
@@ -65,6 +73,7 @@ struct PackedDictionary {
   const int* offsets = nullptr;     // Of each tap of a row, from a code's column, in a phased image row.
   const float* analysis = nullptr;  // Per block of A atoms: [kH][row_taps][A].
   PairedTaps pairs;                 // Empty where pairs save nothing.
+  TileWeights tiles;                // Where pairs are tiles as well.
   SpreadTaps spread, row_by_row;    // Of pairs where they save products; each kernel row by itself.
 };
 
@@ -123,7 +132,7 @@ struct CorrelationBlock {
   Plane image;
   Plane code;
   const float* zeros;         // Stands for rows beyond the image, and for a code row beyond the last.
-  double* sums;               // [kernel rows, or combined rows of pairs][row_taps][K], added to.
+  double* sums;               // [kernel rows, or combined rows of pairs][row_taps][K], or [16 M][K], added to.
   float* combined = nullptr;  // Room for the combined rows of so many pairs; none: row by row.
   int room = 0;
 };
@@ -161,9 +170,10 @@ struct Winograd;
 struct Kernels {
   const char* name;
   int lanes;
-  int atoms;    // Of a register block, which the analysis' dictionary is packed for.
-  int taps;     // Below each other, that a pair of code rows takes together at most.
-  bool shifts;  // Vectors are put together, where loaded they would cross cache lines.
+  int atoms;       // Of a register block, which the analysis' dictionary is packed for.
+  int tile_atoms;  // The same for tiles.
+  int taps;        // Below each other, that a pair of code rows takes together at most.
+  bool shifts;     // Vectors are put together, where loaded they would cross cache lines.
   void (*analysis)(const AnalysisBlock&, int begin, int end);
   void (*synthesis)(const SynthesisBlock&, SynthesisRows&, int end);
   void (*correlation)(const CorrelationBlock&, int begin, int end);

@@ -203,8 +203,11 @@ static void lines_of_pairs(const CorrelationBlock& b, int begin, int end, Lines&
   lines.starts[pairs.rows()] = count;
 }
 
+static void correlation_tiles(const CorrelationBlock& b, int begin, int end);
+
 // Adds the positions of code rows [begin, end).
 static void correlation(const CorrelationBlock& b, int begin, int end) {
+  if (kTiles && b.dictionary.tiles) return correlation_tiles(b, begin, end);
   const int rows = b.combined ? 2 * b.room : Lines::kMost / kMostKernelRows;
   for (; begin < end; begin += rows) {
     Lines lines;

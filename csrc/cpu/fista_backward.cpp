@@ -70,7 +70,7 @@ class Reverse {
     if (wanted.dictionary) {
       sums_.resize(solve.dictionary.sums());
       room_ = std::min(block_ / 2, kPairsToCorrelate);
-      combined_ = pool_.combined(solve.dictionary.view().pairs, room_);
+      combined_ = pool_.combined(solve.dictionary.view(), room_);
     }
   }
 

@@ -71,12 +71,20 @@ inline bool keeps_columns(const Shape& s, bool shifts) {
   return shifts && int64_t{8} * s.kernel_height * s.channels * s.columns_of(0) * s.code_width <= 1 << 20;
 }
 
+// Whether code columns are computed two by two as rows are, see tiles.h: where two vectors of a row are no more than
+// one by one.
+inline bool takes_tiles(const Shape& s, int lanes) {
+  return s.kernel_height == 3 && s.kernel_width == 3 && s.stride_height == 1 && s.stride_width == 1 &&
+         s.channels <= 3 && round_up(s.code_width, 2 * lanes) == round_up(s.code_width, lanes);
+}
+
 // Widths in scratch memory, for vectors of `lanes` floats. Whole vectors may be read beyond the columns on either side
 // of what a synthesis shifts, and what they read there is zero: the margin of this channel or of the next. Its products
 // are shifted where it keeps them by columns, and codes then have no margin; else the codes themselves are. Column 0 is
 // aligned.
 struct Widths {
   int phase, code, code_margin, product, margin;
+  bool tiles;
 
   Widths(const Shape& s, int lanes, bool shifts) {
     const int columns = round_up(s.code_width, lanes);
@@ -92,6 +100,7 @@ struct Widths {
     product = margin + columns;
     code_margin = keeps_columns(s, shifts) ? 0 : margin;
     code = code_margin + columns;
+    tiles = shifts && takes_tiles(s, lanes);
   }
 };
 

@@ -41,8 +41,8 @@ class Iterates {
   Iterates(const Solve& solve, Pool& pool, int block, int last, const Ahead& ahead)
       : solve_(solve), s_(solve.shape), block_(block), iterations_(solve.options.n_iter() + 1) {
     zeros_ = pool.zero_row();
-    combined_ = pool.combined(solve.dictionary.view().pairs, kPairsAtATime);
-    products_ = pool.products(solve.dictionary.view().spread, solve.kernels);
+    combined_ = pool.combined(solve.dictionary.view(), kPairsAtATime);
+    products_ = pool.products(solve.dictionary.view(), solve.kernels);
     image_ = masked_image_ = pool.image(s_.height);
     if (solve.masked) {
       mask_ = pool.image(s_.height);

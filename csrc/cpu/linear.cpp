@@ -45,9 +45,7 @@ struct Planes {
   float* combined;
 
   explicit Planes(const Pass& pass)
-      : pool(pass.s, pass.widths),
-        zeros(pool.zero_row()),
-        combined(pool.combined(pass.pack.view().pairs, kPairsAtATime)) {}
+      : pool(pass.s, pass.widths), zeros(pool.zero_row()), combined(pool.combined(pass.pack.view(), kPairsAtATime)) {}
 };
 
 // result = mask * (x - A z); x counts as zero where it is not given.
@@ -62,7 +60,7 @@ void synthesis(Tensor z, Tensor dictionary, std::vector<int64_t> stride, std::ve
     if (!p.result) {
       p.codes = p.pool.codes(s.code_height);
       p.result = p.pool.image(s.height);
-      p.products = p.pool.products(pass.pack.view().spread, pass.kernels);
+      p.products = p.pool.products(pass.pack.view(), pass.kernels);
       if (x) p.image = p.pool.image(s.height);
       if (mask) p.mask = p.pool.image(s.height);
     }
@@ -138,7 +136,7 @@ void correlation(Tensor image, Tensor code, Tensor dictionary, std::vector<int64
       p.image = p.pool.image(s.height);
       p.codes = p.pool.codes(s.code_height);
       p.sums.resize(pass.pack.sums());
-      p.combined = p.pool.combined(pass.pack.view().pairs, room);
+      p.combined = p.pool.combined(pass.pack.view(), room);
     }
     read_image(sample(image, n), p.image, s, pass.widths);
     pass.kernels.read_codes(sample(code, n), {}, p.codes, s, 0, s.code_height);

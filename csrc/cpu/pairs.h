@@ -211,8 +211,11 @@ static void pair_atoms(const AnalysisBlock& b, const PairPositions& at, int atom
   }
 }
 
+static void analysis_tiles(const AnalysisBlock& b, int begin, int end);
+
 // Code rows [begin, end), where `begin` is even and `end` is, or is the end of the code.
 static void analysis(const AnalysisBlock& b, int begin, int end) {
+  if (kTiles && b.dictionary.tiles) return analysis_tiles(b, begin, end);
   if (!b.combined) {
     analysis_rows(b, begin, end);
     return;

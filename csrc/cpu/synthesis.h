@@ -285,14 +285,18 @@ static void spread_pairs(const SynthesisBlock& b, int begin, int end) {
   }
 }
 
+template <int M>
+static void spread_tiles(const SynthesisBlock& b, int begin, int end);
+
 static void spread_channels(const SynthesisBlock& b, int begin, int end) {
+  const bool tiles = kTiles && b.dictionary.tiles;
   switch (b.shape.channels) {
     case 1:
-      return spread_pairs<1>(b, begin, end);
+      return tiles ? spread_tiles<1>(b, begin, end) : spread_pairs<1>(b, begin, end);
     case 2:
-      return spread_pairs<2>(b, begin, end);
+      return tiles ? spread_tiles<2>(b, begin, end) : spread_pairs<2>(b, begin, end);
     case 3:
-      return spread_pairs<3>(b, begin, end);
+      return tiles ? spread_tiles<3>(b, begin, end) : spread_pairs<3>(b, begin, end);
     default:
       return spread_pairs<4>(b, begin, end);
   }

@@ -97,6 +97,15 @@ constexpr bool leave_headroom() {
 }
 static_assert(leave_headroom());
 
+// The products of tiles in either direction, in their order; each is one of F(2, 3).
+constexpr Kind kTileKinds[] = {sum, difference, upper, lower};
+
+const Filter& tile_filter(int kind) {
+  const Filter* filter = kFilters;
+  while (filter->taps != 3 || filter->kind != kTileKinds[kind]) ++filter;
+  return *filter;
+}
+
 }  // namespace
 
 DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float scale, const Shape& s,
@@ -145,6 +154,7 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
     view_.spread.distinct = view_.pairs.rows();
     view_.spread.weights = spread_.data();
   }
+  if (widths.tiles && view_.pairs.rows()) pack_tiles(scale, kernels.tile_atoms);
   view_.row_taps = s.channels * s.kernel_width;
   view_.offsets = offsets_.data();
   view_.analysis = analysis_.data();
@@ -223,6 +233,59 @@ void DictionaryPack::pair_taps(const Shape& s, float scale, const Kernels& kerne
   view_.pairs.weights = paired_.data();
 }
 
+double DictionaryPack::tile_weight(int product, int k, int m) const {
+  const Filter &rows = tile_filter(product / 4), &columns = tile_filter(product % 4);
+  double total = 0;
+  for (int dy = 0; dy < 3; ++dy)
+    for (int dx = 0; dx < 3; ++dx) total += rows.weights[dy] * columns.weights[dx] * at(k, m, dy, dx);
+  return total;
+}
+
+void DictionaryPack::pack_tiles(float scale, int block) {
+  // In the order of products: row kinds, halves, channels, and the two of a half.
+  const auto each_product = [&](const auto& visit) {
+    for (int half = 0; half < 8; ++half)
+      for (int m = 0; m < channels_; ++m)
+        for (int product = 2 * half; product < 2 * half + 2; ++product) visit(product, m);
+  };
+  double most = kHeadroom;
+  std::vector<double> totals(atoms_);
+  for (int atom = 0; atom < atoms_; atom += block) {
+    if (atom + block > atoms_) block = 1;
+    each_product([&](int product, int m) {
+      for (int a = atom; a < atom + block; ++a) {
+        const double weight = scale * tile_weight(product, a, m);
+        tile_analysis_.push_back(static_cast<float>(weight));
+        most = std::max(most, totals[a] += std::abs(weight));
+      }
+    });
+  }
+  for (int row = 0; row < 4; ++row)
+    for (int k = 0; k < atoms_; ++k)
+      each_product([&](int product, int m) {
+        if (product / 4 == row) tile_spread_.push_back(static_cast<float>(-tile_weight(product, k, m)));
+      });
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  view_.tiles.headroom = most > kLargest ? std::numeric_limits<float>::infinity() : static_cast<float>(most);
+  view_.tiles.analysis = tile_analysis_.data();
+  view_.tiles.spread = tile_spread_.data();
+}
+
+std::vector<double> DictionaryPack::without_tiles(const double* sums) const {
+  std::vector<double> all(products_.size() * view_.row_taps * atoms_);
+  for (int half = 0; half < 8; ++half)
+    for (int m = 0; m < channels_; ++m)
+      for (int i = 2 * half; i < 2 * half + 2; ++i, sums += atoms_) {
+        const Filter& columns = tile_filter(i % 4);
+        const int row = kTileKinds[i / 4] - difference;  // products_ begin with differences.
+        for (int dx = 0; dx < 3; ++dx)
+          for (int k = 0; k < atoms_; ++k)
+            all[(static_cast<int64_t>(row) * view_.row_taps + m * 3 + dx) * atoms_ + k] +=
+                columns.weights[dx] * sums[k];
+      }
+  return all;
+}
+
 void read_image(const Strided& from, const Plane& to, const Shape& s, const Widths& widths) {
   if (from.element == Element::float32) {
     const int64_t step = s.stride_width * from.column;
@@ -256,6 +319,8 @@ void write_image(const Plane& from, const Strided& to, const Shape& s, const Wid
 }
 
 std::vector<float> DictionaryPack::gradient(const double* sums) const {
+  std::vector<double> of_pairs;
+  if (view_.tiles) sums = (of_pairs = without_tiles(sums)).data();
   std::vector<float> gradient(plain_.size());
   const int64_t per_atom = static_cast<int64_t>(channels_) * kernel_height_ * kernel_width_;
   for (const Product& product : products_) {

@@ -43,20 +43,26 @@ class Pool {
   Pool(const Shape& shape, const Widths& widths) : shape_(shape), widths_(widths) {}
 
   // Rows of codes: a ring of at least `rows`, or all of them.
-  Plane codes(int rows) { return rows_of(shape_.atoms, widths_.code, widths_.code_margin, rows, shape_.code_height); }
+  Plane codes(int rows) {
+    return rows_of(shape_.atoms, widths_.code, widths_.code_margin, rows, shape_.code_height,
+                   widths_.tiles ? row_of_tiles() : 0);
+  }
 
   // Phased rows of an image.
   Plane image(int rows) { return image(rows, shape_.height); }
 
-  // Room for the image rows that so many pairs of code rows combine; none where there are no pairs.
-  float* combined(const PairedTaps& pairs, int count) {
-    return pairs.rows() ? image(count * pairs.rows(), count * pairs.rows()).base : nullptr;
+  // Room for what so many pairs of code rows combine of the image; none where there are no pairs.
+  float* combined(const PackedDictionary& dictionary, int count) {
+    const int rows = count * dictionary.pairs.rows();
+    if (rows == 0) return nullptr;
+    if (dictionary.tiles) return floats(int64_t{8} * count * shape_.channels * widths_.code);
+    return image(rows, rows).base;
   }
 
   // Room for the products of a synthesis.
-  Plane products(const SpreadTaps& taps, const Kernels& kernels) {
-    const int products =
-        taps.rows() * shape_.channels * (keeps_columns(shape_, kernels.shifts) ? shape_.columns_of(0) : 1);
+  Plane products(const PackedDictionary& dictionary, const Kernels& kernels) {
+    const int columns = keeps_columns(shape_, kernels.shifts) ? shape_.columns_of(0) : 1;
+    const int products = (dictionary.tiles ? 8 : dictionary.spread.rows() * columns) * shape_.channels;
     const int pairs = pairs_to_spread(shape_, kernels.lanes);
     return rows_of(products, widths_.product, widths_.margin, pairs, pairs);
   }
@@ -76,7 +82,16 @@ class Pool {
  private:
   Plane image(int rows, int all) { return rows_of(shape_.channels * shape_.stride_width, widths_.phase, 0, rows, all); }
 
-  Plane rows_of(int channels, int width, int margin, int rows, int all) {
+  // A correlation of tiles reads the rows of two atoms again and again: each row begins as many lines behind the one
+  // before as they take, modulo the 64 sets of a first-level cache, so that they are spread over all sets.
+  int64_t row_of_tiles() const {
+    constexpr int64_t kSets = 64 * 16;
+    const int64_t count = int64_t{1} * shape_.atoms * widths_.code;
+    return (count + kSets - 1) / kSets * kSets + 2 * widths_.code;
+  }
+
+  // stride: from row to row; 0: an odd number of cache lines, so that the rows of a channel are spread over the sets.
+  Plane rows_of(int channels, int width, int margin, int rows, int all, int64_t stride = 0) {
     Plane plane;
     int slots = all;
     if (rows < all) {
@@ -85,8 +100,7 @@ class Pool {
       plane.mask = slots - 1;
     }
     plane.channel_stride = width;
-    // An odd number of cache lines: the rows of a channel are spread over all sets of a cache.
-    plane.row_stride = whole_vectors(static_cast<int64_t>(channels) * width) | 16;
+    plane.row_stride = stride ? stride : whole_vectors(static_cast<int64_t>(channels) * width) | 16;
     // A correlation reads up to a vector beyond the last row.
     plane.base = floats(plane.row_stride * std::max(slots, 1) + 2 * margin + 16) + margin;
     return plane;
@@ -108,7 +122,9 @@ class DictionaryPack {
   const PackedDictionary& view() const { return view_; }
 
   // How many sums the correlation adds to, and the contiguous (K, M, kH, kW) gradient that they make.
-  int64_t sums() const { return static_cast<int64_t>(products_.size()) * view_.row_taps * atoms_; }
+  int64_t sums() const {
+    return atoms_ * (view_.tiles ? int64_t{16} * channels_ : static_cast<int64_t>(products_.size()) * view_.row_taps);
+  }
   std::vector<float> gradient(const double* sums) const;
 
   float at(int k, int m, int dy, int dx) const {
@@ -128,12 +144,19 @@ class DictionaryPack {
 
   double weight(const Product& product, int k, int m, int dx) const;
 
+  // The weights of tiles.
+  void pack_tiles(float scale, int block);
+  double tile_weight(int product, int k, int m) const;
+
+  // Of the sums of tiles those of pairs.
+  std::vector<double> without_tiles(const double* sums) const;
+
   // The weights of the synthesis.
   void pack_spread(const Shape& s, const std::vector<Product>& products, std::vector<float>& to) const;
 
   int atoms_, channels_, kernel_height_, kernel_width_;
   std::vector<Product> products_;  // Of pairs; or each kernel row by itself.
-  std::vector<float> plain_, analysis_, paired_, spread_, row_by_row_;
+  std::vector<float> plain_, analysis_, paired_, spread_, row_by_row_, tile_analysis_, tile_spread_;
   std::vector<Combination> pairs_, rows_;
   std::vector<int> columns_;  // Of a kernel row, phases outside.
   std::vector<int> offsets_;

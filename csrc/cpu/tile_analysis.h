@@ -1,0 +1,168 @@
+// Code rows from tiles, with the FISTA step as the epilogue; see tiles.h.
+
+// Registers: atoms x vectors of tiles, of each of which two rows of two columns are summed; a last atom by itself takes
+// more vectors.
+constexpr int kTileAtoms = 3, kTileVectors = 2, kLoneVectors = 4;
+
+// Vectors of tiles: where the codes of their upper rows go, and what the image combines to.
+struct TilePositions {
+  static constexpr int kMost = 32;
+  CodePosition at[2 * kMost];
+  float* code[kMost];
+  const float *base[kMost], *support[kMost], *products[kMost];
+  int count = 0;
+};
+
+// What is multiplied, one product after the other.
+template <int A, int V>
+struct TileProducts {
+  const float *pixels[V], *weights;
+  const int channels;
+
+  // Adds half of a row kind: sums and differences, or uppers and lowers.
+  inline __attribute__((always_inline)) void add_half(Vec (&even)[A][V], Vec (&odd)[A][V]) {
+    for (int m = 0; m < channels; ++m) {
+      add_product<A, V>(0, pixels, weights, even);
+      add_product<A, V>(kLanes, pixels, weights, odd);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) pixels[v] += 2 * kLanes;
+    }
+  }
+
+  // Adds a row kind to sums that hold nothing but what all columns share.
+  inline __attribute__((always_inline)) void add_first(Vec (&even)[A][V], Vec (&odd)[A][V]) {
+    add_half(even, odd);
+    each_sum<A, V>([&](int a, int v) { add_and_subtract(even[a][v], odd[a][v]); });
+    add_half(even, odd);
+  }
+
+  // Adds a row kind to any.
+  inline __attribute__((always_inline)) void add_more(Vec (&even)[A][V], Vec (&odd)[A][V]) {
+    Vec sums[A][V], differences[A][V];
+    clear(sums);
+    clear(differences);
+    add_half(sums, differences);
+    each_sum<A, V>([&](int a, int v) {
+      even[a][v] += sums[a][v] + differences[a][v];
+      odd[a][v] += sums[a][v] - differences[a][v];
+    });
+    add_half(even, odd);
+  }
+};
+
+// A atoms x V vectors of tiles at a time.
+template <int A, int V>
+static void tile_positions(const AnalysisBlock& b, const TilePositions& positions, int from, int atom,
+                           const float* const weights) {
+  const AnalysisEpilogue& e = b.epilogue;
+  const int64_t code_row = e.code.row_stride, base_row = e.base.row_stride, support_row = e.support.row_stride;
+  const bool usual = is_usual(e);
+  Rows<2 * V> rows(e, atom);
+  for (; from + V <= positions.count; from += V) {
+    TileProducts<A, V> products{{}, weights, b.shape.channels};
+    bool whole = usual;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      products.pixels[v] = positions.products[from + v];
+      const float* const base = positions.base[from + v] + atom * rows.base_stride;
+      const float* const support = positions.support[from + v] + atom * rows.support_stride;
+      float* const code = positions.code[from + v] + atom * rows.code_stride;
+#pragma GCC unroll 2
+      for (int right = 0; right < 2; ++right) {
+        rows.code[2 * v + right] = code + right * kLanes;
+        rows.base[2 * v + right] = base + right * kLanes;
+        rows.support[2 * v + right] = support + right * kLanes;
+      }
+      whole = whole && positions.at[2 * (from + v) + 1].lanes == kLanes;
+    }
+    const auto finish_row = [&](int below, const Vec(&even)[A][V], const Vec(&odd)[A][V])
+                                __attribute__((always_inline)) {
+                                  Vec sums[A][2 * V];
+                                  each_sum<A, V>([&](int a, int v) {
+                                    sums[a][2 * v] = low_columns(even[a][v], odd[a][v]);
+                                    sums[a][2 * v + 1] = high_columns(even[a][v], odd[a][v]);
+                                  });
+                                  if (whole)
+                                    finish_rows<A, 2 * V>(rows, sums);
+                                  else
+                                    finish_any<A, 2 * V>(e, positions.at + 2 * from, below, atom, sums);
+#pragma GCC unroll 8
+                                  for (int v = 0; v < 2 * V; ++v) {
+                                    rows.code[v] += code_row;
+                                    rows.base[v] += base_row;
+                                    rows.support[v] += support_row;
+                                  }
+                                };
+    alignas(kLanes * 4) float waiting[2][A][V][kLanes];
+    Vec even[A][V], odd[A][V];
+    {
+      Vec lower_even[A][V], lower_odd[A][V];
+      start(e, atom, even);
+      clear(odd);
+      products.add_first(even, odd);
+      clear(lower_even);
+      clear(lower_odd);
+      products.add_first(lower_even, lower_odd);
+      each_sum<A, V>([&](int a, int v) {
+        add_and_subtract(even[a][v], lower_even[a][v]);
+        add_and_subtract(odd[a][v], lower_odd[a][v]);
+        store(waiting[0][a][v], lower_even[a][v]);
+        store(waiting[1][a][v], lower_odd[a][v]);
+      });
+    }
+    products.add_more(even, odd);
+    finish_row(0, even, odd);
+    each_sum<A, V>([&](int a, int v) {
+      even[a][v] = load(waiting[0][a][v]);
+      odd[a][v] = load(waiting[1][a][v]);
+    });
+    products.add_more(even, odd);
+    finish_row(1, even, odd);
+  }
+  if constexpr (V > 1) {
+    if (from < positions.count) tile_positions<A, V / 2>(b, positions, from, atom, weights);
+  }
+}
+
+static void tile_atoms(const AnalysisBlock& b, const TilePositions& at) {
+  const float* weights = b.dictionary.tiles.analysis;
+  const int per_atom = 16 * b.shape.channels;
+  int atom = 0;
+  for (; atom + kTileAtoms <= b.shape.atoms; atom += kTileAtoms, weights += kTileAtoms * per_atom)
+    tile_positions<kTileAtoms, kTileVectors>(b, at, 0, atom, weights);
+  for (; atom < b.shape.atoms; ++atom, weights += per_atom) tile_positions<1, kLoneVectors>(b, at, 0, atom, weights);
+}
+
+// Code rows [begin, end), where `begin` is even and `end` is, or is the end of the code.
+static void analysis_tiles(const AnalysisBlock& b, int begin, int end) {
+  const int64_t size = 16 * b.shape.channels * kLanes;
+  const int64_t hot =
+      std::clamp<int64_t>(kHotBytes / 4 / size / kLoneVectors * kLoneVectors, kLoneVectors, TilePositions::kMost);
+  TilePositions at;
+  const auto flush = [&] {
+    if (at.count) tile_atoms(b, at);
+    at.count = 0;
+  };
+  for (int row = begin, found = 0; row < end; row += 2) {
+    float* products = b.combined + found * tiles_of(b.shape) * size;
+    if (row + 1 == end || !combine_tiles(b, row, products)) {
+      analysis_rows(b, row, row + 1 == end ? end : row + 2);
+      continue;
+    }
+    for (int column = 0; column < b.shape.code_width; column += kTileColumns, products += size) {
+      const int right = column + kLanes, left = b.shape.code_width - right;
+      at.at[2 * at.count] = {row, column, kLanes};
+      at.at[2 * at.count + 1] = {row, right, left < kLanes ? left : kLanes};
+      at.code[at.count] = b.epilogue.code.row(row) + column;
+      at.base[at.count] = b.epilogue.base ? b.epilogue.base.row(row) + column : nullptr;
+      at.support[at.count] = b.epilogue.support ? b.epilogue.support.row(row) + column : nullptr;
+      at.products[at.count++] = products;
+      if (at.count == hot) flush();
+    }
+    if (++found == kPairsAtATime) {
+      flush();
+      found = 0;
+    }
+  }
+  flush();
+}

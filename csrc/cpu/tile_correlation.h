@@ -1,0 +1,114 @@
+// The dictionary's gradient from tiles; see tiles.h: sums over tiles of what the image and what the codes combine to.
+
+// A pair of code rows, and a row kind of what the image combines to.
+struct TileLine {
+  const float *pixels, *code, *other;
+};
+
+// Adds one row kind of A atoms: that of code + Factor * other.
+template <int A, int M, int Factor>
+static __attribute__((noinline)) void tile_products(const CorrelationBlock& b, const TileLine* line,
+                                                    const TileLine* end, int atom, double* to) {
+  const int64_t stride = b.code.channel_stride, ahead = A * stride;
+  const int tiles = tiles_of(b.shape);
+  Vec sums[4 * M][A];
+#pragma GCC unroll 16
+  for (int t = 0; t < 4 * M; ++t)
+#pragma GCC unroll 16
+    for (int a = 0; a < A; ++a) sums[t][a] = Vec{};
+  for (; line < end; ++line) {
+    const float *code = line->code + atom * stride, *other = line->other + atom * stride, *pixels = line->pixels;
+    for (int tile = 0; tile < tiles; ++tile) {
+      Vec even[A], odd[A];
+#pragma GCC unroll 16
+      for (int a = 0; a < A; ++a) {
+        const float *upper = code + a * stride, *lower = other + a * stride;
+        Vec low = load(upper), high = load(upper + kLanes);
+        if (Factor) {
+          low += float{Factor} * load(lower);
+          high += float{Factor} * load(lower + kLanes);
+        }
+        prefetch(upper + ahead);
+        prefetch(upper + ahead + kLanes);
+        if (Factor) {
+          prefetch(lower + ahead);
+          prefetch(lower + ahead + kLanes);
+        }
+        hold(low);
+        hold(high);
+        even[a] = even_columns(low, high);
+        odd[a] = odd_columns(low, high);
+        hold(even[a]);
+        hold(odd[a]);
+      }
+      const auto add = [&](int half, int other_half, const Vec(&z)[A]) {
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) {
+          const int product = (half * M + m) * 2 + other_half;
+          Vec x = load(pixels + product * kLanes);
+          hold(x);
+#pragma GCC unroll 16
+          for (int a = 0; a < A; ++a) sums[product][a] += z[a] * x;
+        }
+      };
+      add(1, 0, even);
+      add(1, 1, odd);
+#pragma GCC unroll 16
+      for (int a = 0; a < A; ++a) {
+        add_and_subtract(even[a], odd[a]);
+        hold(even[a]);
+        hold(odd[a]);
+      }
+      add(0, 0, even);
+      add(0, 1, odd);
+      code += kTileColumns;
+      other += kTileColumns;
+      pixels += 16 * M * kLanes;
+    }
+  }
+  add_lanes(sums, to + atom, b.shape.atoms);
+}
+
+// One row kind of all atoms: what the image combines to stays in the first-level cache, and codes are asked for ahead.
+template <int A, int M, int Factor>
+static void tile_kind(const CorrelationBlock& b, const TileLine* lines, int count, double* to) {
+  int atom = 0;
+  for (; atom + A <= b.shape.atoms; atom += A) tile_products<A, M, Factor>(b, lines, lines + count, atom, to);
+  for (; atom < b.shape.atoms; ++atom) tile_products<1, M, Factor>(b, lines, lines + count, atom, to);
+}
+
+template <int A, int M>
+static void tile_kinds(const CorrelationBlock& b, const TileLine (&lines)[4][kPairsToCorrelate], int count) {
+  const int64_t size = 4 * M * b.shape.atoms;
+  tile_kind<A, M, 1>(b, lines[0], count, b.sums);
+  tile_kind<A, M, -1>(b, lines[1], count, b.sums + size);
+  tile_kind<A, M, 0>(b, lines[2], count, b.sums + 2 * size);
+  tile_kind<A, M, 0>(b, lines[3], count, b.sums + 3 * size);
+}
+
+// Adds the positions of code rows [begin, end).
+static void correlation_tiles(const CorrelationBlock& b, int begin, int end) {
+  const int64_t kind = 4 * b.shape.channels * kLanes, size = 4 * kind * tiles_of(b.shape);
+  for (; begin < end; begin += 2 * b.room) {
+    const int stop = begin + 2 * b.room < end ? begin + 2 * b.room : end;
+    TileLine lines[4][kPairsToCorrelate];
+    int count = 0;
+    for (int row = begin; row < stop; row += 2, ++count) {
+      float* pixels = b.combined + count * size;
+      combine_tiles(b, row, pixels);
+      const float *code = b.code.row(row), *other = row + 1 < stop ? b.code.row(row + 1) : b.zeros;
+      for (int i = 0; i < 4; ++i, pixels += kind)
+        lines[i][count] = i == 3 ? TileLine{pixels, other, code} : TileLine{pixels, code, other};
+    }
+    switch (b.shape.channels) {
+      case 1:
+        tile_kinds<6, 1>(b, lines, count);
+        break;
+      case 2:
+        tile_kinds<3, 2>(b, lines, count);
+        break;
+      default:
+        tile_kinds<2, 3>(b, lines, count);
+    }
+  }
+}

@@ -1,0 +1,170 @@
+"""Tiles of two by two codes (csrc/cpu/tiles.h): 3x3 atoms at stride 1, rows of whole tiles and others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from error_rule import assert_error, assert_gradients, ways
+from problems import Problem, random_problem
+
+import csc_kernels as csc
+from csc_kernels import native
+
+pytestmark = pytest.mark.parametrize("backend", ("native",), indirect=True)
+
+KINDS = (torch.isnan, torch.isposinf, torch.isneginf)
+
+# Of a row's last vectors: the second of a tile has one column, all or most; there is no second; two tiles and a half.
+WIDTHS = (17, 32, 30, 16, 80, 97)
+
+
+def problem(columns: int, rows: int = 6, **options) -> Problem:
+    options = {"channels": 3, "atoms": 7, "batch": 2, "n_iter": 2, "padding": 1, "margin": 1e-6} | options
+    return random_problem(
+        dtype=torch.float32, size=(rows, columns), kernel=(3, 3), lmbda=0.02, seed=columns, **options
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("atoms", (1, 2, 3, 5, 12))  # Blocks of three, and those that are left over one by one.
+@pytest.mark.parametrize("channels", (1, 2, 3, 4))
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_every_width_obeys_the_rule(backend: str, columns: int, channels: int, atoms: int) -> None:
+    for rows in (1, 2, 5, 12):
+        one = problem(columns, rows, channels=channels, atoms=atoms)
+        assert_error(one.solve(), ways(Problem.plain, one), one.to(torch.float64).plain())
+
+
+@pytest.mark.parametrize("padding", (0, (2, 0), (0, 2), 5))
+@pytest.mark.parametrize("columns", (27, 30, 34, 64))
+def test_every_padding_obeys_the_rule(backend: str, columns: int, padding: int | tuple[int, int]) -> None:
+    one = problem(columns, 7, padding=padding, n_iter=3)
+    assert_error(one.solve(), ways(Problem.plain, one), one.to(torch.float64).plain())
+    assert_gradients(Problem.solve, Problem.plain, one)
+
+
+@pytest.mark.parametrize(
+    "options",
+    (
+        {"nonneg": False}, {"mu": 0.3}, {"momentum": "none"}, {"momentum": "sdnet"}, {"z0": True}, {"mask": "float"},
+    ),
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("columns", (25, 64))
+def test_every_option_obeys_the_rule(backend: str, columns: int, options: dict) -> None:
+    one = problem(columns, 9, n_iter=4, **options)
+    assert_error(one.solve(), ways(Problem.plain, one), one.to(torch.float64).plain())
+    assert_gradients(Problem.solve, Problem.plain, one)
+
+
+@pytest.mark.parametrize("atoms", (1, 2, 3, 7, 13))
+@pytest.mark.parametrize("channels", (1, 2, 3))
+@pytest.mark.parametrize("columns", (17, 32, 64))
+def test_gradients_obey_the_rule(backend: str, columns: int, channels: int, atoms: int) -> None:
+    for rows in (1, 12, 71):  # More pairs than a correlation holds at once.
+        assert_gradients(Problem.solve, Problem.plain, problem(columns, rows, channels=channels, atoms=atoms))
+
+
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
+@pytest.mark.parametrize("columns, rows", ((32, 32), (224, 24), (2048, 9)))
+def test_images_of_many_blocks_obey_the_rule(
+    backend: str, columns: int, rows: int, layout: torch.memory_format
+) -> None:
+    one = problem(columns, rows, atoms=16 if rows == 32 else 3, batch=1, n_iter=3, margin=1e-8).map(
+        lambda t: t.contiguous(memory_format=layout) if t.dim() == 4 else t
+    )
+    assert_error(one.solve(), ways(Problem.plain, one), one.to(torch.float64).plain())
+    assert_gradients(Problem.solve, Problem.plain, one)
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))
+@pytest.mark.parametrize("column", (0, 1, 14, 15, 16, 17, 30, 31))  # All four columns of tiles, both vectors.
+def test_what_is_not_finite_goes_no_further_than_row_by_row(backend: str, column: int, value: float) -> None:
+    """3e38 is finite, and the sum of two columns of it is not."""
+    one = problem(32, 9, n_iter=1)
+    one.x[0, 0, 4, column : column + 2] = value
+    found, expected = one.solve(), one.plain()
+    for kind in KINDS:
+        assert torch.equal(kind(found), kind(expected))
+    finite = expected.isfinite() & (expected < 1e30)
+    torch.testing.assert_close(found[finite], expected[finite], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))
+@pytest.mark.parametrize("row", (0, 5, 8))
+@pytest.mark.parametrize("column", (0, 1, 14, 15, 16, 17, 30, 31))
+def test_codes_that_are_not_finite_reach_no_further_than_row_by_row(
+    backend: str, column: int, row: int, value: float
+) -> None:
+    one = problem(32, 9)
+    z = one.solve()
+    z[0, 2, row, column : column + 2] = value
+    found = csc.residual(one.x, z, one.dictionary, padding=1)
+    with native.use_path("direct"):
+        expected = csc.residual(one.x, z, one.dictionary, padding=1)
+    for kind in KINDS:
+        assert torch.equal(kind(found), kind(expected))
+    finite = expected.isfinite()
+    torch.testing.assert_close(found[finite], expected[finite], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("codes", ((2e38, 0.0, 0.0), (2e38, 0.0, -2e38), (0.0, 3e38, 0.0), (2e38, 2e38, 0.0)))
+@pytest.mark.parametrize("channel", (0, 1, 2))
+def test_sums_of_products_do_not_overflow_where_products_do_not(
+    backend: str, channel: int, codes: tuple[float, ...]
+) -> None:
+    dictionary, x = torch.zeros(1, 3, 3, 3), torch.zeros(1, 3, 8, 34)
+    dictionary[0, channel, 1, 1] = 1
+    z = torch.zeros(1, 1, 6, 32)
+    for place in (z[0, 0, 2:5, 15], z[0, 0, 3, 15:18]):
+        z.zero_()
+        place.copy_(torch.tensor(codes))
+        found = csc.residual(x, z, dictionary)
+        with csc.use_backend("reference"):
+            assert torch.equal(found, csc.residual(x, z, dictionary))
+    x[0, channel, 3, 15:17] = 2e38
+    code = csc.fista(x, dictionary, 0.0, step_size=1.0, n_iter=1)
+    with csc.use_backend("reference"):
+        assert torch.equal(code, csc.fista(x, dictionary, 0.0, step_size=1.0, n_iter=1))
+
+
+@pytest.mark.parametrize("column", (4, 15, 16, 31))
+@pytest.mark.parametrize(
+    "taps, value", (((0.0, 0.0, 100.0), 1e37), ((1.0, 1e-3, 100.0), 1e37), ((1.2e38, -1.2e38, 1.2e38), 1.0))
+)
+def test_products_of_large_atoms_overflow_only_where_they_do_row_by_row(
+    backend: str, taps: tuple[float, ...], value: float, column: int
+) -> None:
+    x, dictionary = torch.zeros(1, 1, 8, 34), torch.zeros(1, 1, 3, 3)
+    x[0, 0, 4, column] = value
+    dictionary[0, 0, 1] = torch.tensor(taps)
+    options = {"lmbda": 0.0, "step_size": 1.0, "n_iter": 1, "nonneg": False}
+    found = csc.fista(x, dictionary, **options)
+    with csc.use_backend("reference"):
+        expected = csc.fista(x, dictionary, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf, 3e38))
+@pytest.mark.parametrize("column", (4, 15, 16))
+def test_a_gradient_that_is_not_finite_is_computed_row_by_row(backend: str, column: int, value: float) -> None:
+    one, struck = problem(32, 9), problem(32, 9)
+    struck.x[0, 0, 4, column : column + 2] = value
+    grad = torch.ones_like(one.solve())
+    far = grad.clone()
+    far[0, :, 5, column : column + 2] = value
+    for each, upstream in ((struck, grad), (one, far)):
+        each.dictionary.requires_grad_()
+        (found,) = torch.autograd.grad(each.solve(), each.dictionary, upstream)
+        with native.use_path("direct"):
+            (expected,) = torch.autograd.grad(each.solve(), each.dictionary, upstream)
+        for kind in KINDS:
+            assert torch.equal(kind(found), kind(expected))
+
+
+@pytest.mark.parametrize("atoms", (50, 64))
+def test_codes_written_around_the_caches_have_the_same_bits(backend: str, atoms: int) -> None:
+    x, dictionary = torch.rand(32, 3, 32, 64), 0.2 * torch.randn(atoms, 3, 3, 3)
+    options = {"n_iter": 2, "padding": 1, "step_size": 0.05}
+    whole = csc.fista(x, dictionary, 0.02, **options)
+    assert whole.nbytes > 8 << 20
+    assert torch.equal(whole, torch.cat([csc.fista(part, dictionary, 0.02, **options) for part in x.split(1)]))
