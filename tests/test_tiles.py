@@ -14,7 +14,7 @@ pytestmark = pytest.mark.parametrize("backend", ("native",), indirect=True)
 
 KINDS = (torch.isnan, torch.isposinf, torch.isneginf)
 
-# Of a row's last vectors: the second of a tile has one column, all or most; there is no second; two tiles and a half.
+# The second vector of a row's last tile has one column, all, or most; there is no second; several tiles.
 WIDTHS = (17, 32, 30, 16, 80, 97)
 
 
@@ -45,7 +45,8 @@ def test_every_padding_obeys_the_rule(backend: str, columns: int, padding: int |
 @pytest.mark.parametrize(
     "options",
     (
-        {"nonneg": False}, {"mu": 0.3}, {"momentum": "none"}, {"momentum": "sdnet"}, {"z0": True}, {"mask": "float"},
+        {"nonneg": False}, {"mu": 0.3}, {"momentum": "none"}, {"momentum": "sdnet"}, {"z0": True},
+        {"mask": "float"},
     ),
     ids=str,
 )  # fmt: skip

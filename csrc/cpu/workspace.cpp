@@ -106,6 +106,13 @@ const Filter& tile_filter(int kind) {
   return *filter;
 }
 
+// to[w][i] += weights[w] * from[i], for the three weights of a filter.
+void add_filtered(const Filter& filter, const double* from, int count, double* to) {
+  for (int w = 0; w < 3; ++w, to += count)
+    if (filter.weights[w] != 0)
+      for (int i = 0; i < count; ++i) to[i] += filter.weights[w] * from[i];
+}
+
 }  // namespace
 
 DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float scale, const Shape& s,
@@ -233,57 +240,53 @@ void DictionaryPack::pair_taps(const Shape& s, float scale, const Kernels& kerne
   view_.pairs.weights = paired_.data();
 }
 
-double DictionaryPack::tile_weight(int product, int k, int m) const {
-  const Filter &rows = tile_filter(product / 4), &columns = tile_filter(product % 4);
-  double total = 0;
-  for (int dy = 0; dy < 3; ++dy)
-    for (int dx = 0; dx < 3; ++dx) total += rows.weights[dy] * columns.weights[dx] * at(k, m, dy, dx);
-  return total;
-}
-
 void DictionaryPack::pack_tiles(float scale, int block) {
-  // In the order of products: row kinds, halves, channels, and the two of a half.
-  const auto each_product = [&](const auto& visit) {
-    for (int half = 0; half < 8; ++half)
+  // Of each atom and channel 16 weights: [row kind][column kind].
+  std::vector<double> weights(static_cast<size_t>(atoms_) * channels_ * 16);
+  double* next = weights.data();
+  for (int k = 0; k < atoms_; ++k) {
+    for (int m = 0; m < channels_; ++m) {
+      for (int row = 0; row < 4; ++row) {
+        const double* rows = tile_filter(row).weights;
+        double combined[3];
+        for (int dx = 0; dx < 3; ++dx)
+          combined[dx] = rows[0] * at(k, m, 0, dx) + rows[1] * at(k, m, 1, dx) + rows[2] * at(k, m, 2, dx);
+        for (int column = 0; column < 4; ++column) {
+          const double* columns = tile_filter(column).weights;
+          *next++ = columns[0] * combined[0] + columns[1] * combined[1] + columns[2] * combined[2];
+        }
+      }
+    }
+  }
+  // Calls visit with each product of some row kinds in their order: halves, channels, and the two of a half.
+  const auto each_product = [&](int first, int last, const auto& visit) {
+    for (int half = 2 * first; half < 2 * last; ++half)
       for (int m = 0; m < channels_; ++m)
-        for (int product = 2 * half; product < 2 * half + 2; ++product) visit(product, m);
+        for (int product = 2 * half; product < 2 * half + 2; ++product) visit(m * 16 + product);
   };
+  const int per_atom = channels_ * 16;
+  tile_analysis_.reserve(weights.size());
+  tile_spread_.reserve(weights.size());
   double most = kHeadroom;
   std::vector<double> totals(atoms_);
   for (int atom = 0; atom < atoms_; atom += block) {
     if (atom + block > atoms_) block = 1;
-    each_product([&](int product, int m) {
-      for (int a = atom; a < atom + block; ++a) {
-        const double weight = scale * tile_weight(product, a, m);
+    each_product(0, 4, [&](int product) {
+      for (int k = atom; k < atom + block; ++k) {
+        const double weight = scale * weights[k * per_atom + product];
         tile_analysis_.push_back(static_cast<float>(weight));
-        most = std::max(most, totals[a] += std::abs(weight));
+        most = std::max(most, totals[k] += std::abs(weight));
       }
     });
   }
   for (int row = 0; row < 4; ++row)
     for (int k = 0; k < atoms_; ++k)
-      each_product([&](int product, int m) {
-        if (product / 4 == row) tile_spread_.push_back(static_cast<float>(-tile_weight(product, k, m)));
-      });
+      each_product(row, row + 1,
+                   [&](int product) { tile_spread_.push_back(static_cast<float>(-weights[k * per_atom + product])); });
   constexpr float kLargest = std::numeric_limits<float>::max();
   view_.tiles.headroom = most > kLargest ? std::numeric_limits<float>::infinity() : static_cast<float>(most);
   view_.tiles.analysis = tile_analysis_.data();
   view_.tiles.spread = tile_spread_.data();
-}
-
-std::vector<double> DictionaryPack::without_tiles(const double* sums) const {
-  std::vector<double> all(products_.size() * view_.row_taps * atoms_);
-  for (int half = 0; half < 8; ++half)
-    for (int m = 0; m < channels_; ++m)
-      for (int i = 2 * half; i < 2 * half + 2; ++i, sums += atoms_) {
-        const Filter& columns = tile_filter(i % 4);
-        const int row = kTileKinds[i / 4] - difference;  // products_ begin with differences.
-        for (int dx = 0; dx < 3; ++dx)
-          for (int k = 0; k < atoms_; ++k)
-            all[(static_cast<int64_t>(row) * view_.row_taps + m * 3 + dx) * atoms_ + k] +=
-                columns.weights[dx] * sums[k];
-      }
-  return all;
 }
 
 void read_image(const Strided& from, const Plane& to, const Shape& s, const Widths& widths) {
@@ -318,9 +321,27 @@ void write_image(const Plane& from, const Strided& to, const Shape& s, const Wid
   }
 }
 
+std::vector<float> DictionaryPack::gradient_of_tiles(const double* sums) const {
+  std::vector<float> gradient(plain_.size());
+  for (int m = 0; m < channels_; ++m) {
+    std::vector<double> taps(9 * atoms_);
+    for (int row = 0; row < 4; ++row) {
+      std::vector<double> columns(3 * atoms_);
+      for (int i = 0; i < 4; ++i) {
+        const int64_t product = ((2 * row + i / 2) * channels_ + m) * 2 + i % 2;
+        add_filtered(tile_filter(i), sums + product * atoms_, atoms_, columns.data());
+      }
+      add_filtered(tile_filter(row), columns.data(), 3 * atoms_, taps.data());
+    }
+    for (int k = 0; k < atoms_; ++k)
+      for (int tap = 0; tap < 9; ++tap)
+        gradient[(static_cast<int64_t>(k) * channels_ + m) * 9 + tap] = static_cast<float>(taps[tap * atoms_ + k]);
+  }
+  return gradient;
+}
+
 std::vector<float> DictionaryPack::gradient(const double* sums) const {
-  std::vector<double> of_pairs;
-  if (view_.tiles) sums = (of_pairs = without_tiles(sums)).data();
+  if (view_.tiles) return gradient_of_tiles(sums);
   std::vector<float> gradient(plain_.size());
   const int64_t per_atom = static_cast<int64_t>(channels_) * kernel_height_ * kernel_width_;
   for (const Product& product : products_) {

@@ -146,10 +146,8 @@ class DictionaryPack {
 
   // The weights of tiles.
   void pack_tiles(float scale, int block);
-  double tile_weight(int product, int k, int m) const;
 
-  // Of the sums of tiles those of pairs.
-  std::vector<double> without_tiles(const double* sums) const;
+  std::vector<float> gradient_of_tiles(const double* sums) const;
 
   // The weights of the synthesis.
   void pack_spread(const Shape& s, const std::vector<Product>& products, std::vector<float>& to) const;
