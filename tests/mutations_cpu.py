@@ -30,6 +30,7 @@ STREAM = STEM + (
 )
 
 LAYOUTS = "tests/test_stem_layouts.py"
+TILES = ("tests/test_tiles.py",)
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -183,6 +184,81 @@ MUTATIONS: dict[str, Table] = {
             ("const float* image = e.image ? <<e.image.row(at.begun)>>", "b.zeros"),
             ("const int codes = <<whole_pairs(s, s.codes_of(end))>>", "s.codes_of(end)"),
             ("rows = seen > end ? <<seen>> : end", "end"),
+        ],
+    ),
+    "tiles.h": (
+        TILES,
+        [
+            ("<<i % 2 * 2>> + i % 4 / 2 * kLanes", "i % 2", "avx512"),
+            ("<<i % 2 * 2 + 1>> + i % 4 / 2 * kLanes", "i % 2 * 2", "avx512"),
+            ("<<i / 4 * 4>> + i % 4 / 2 + i % 2 * kLanes", "0", "avx512"),
+            ("i / 4 * 4 + <<2>> + i % 4 / 2", "0", "avx512"),
+            ("d[3] -= <<d[1]>>", "d[2]", "avx512"),
+            ("d[2] = <<first - d[2]>>", "first", "avx512"),
+            ("const int h = <<row - s.top + j>>", "row + j", "avx512"),
+            ("rows[j] = <<h >= 0 && h < s.height>> ?", "h >= 0 && h < s.height - 1", "avx512"),
+            ("tile * kTileColumns + <<column>>;", "0", "avx512"),
+            ("channel_stride + <<tile * kTileColumns>>", "0", "avx512"),
+            ("rows[row] + <<m * b.image.channel_stride>>", "0", "avx512"),
+            ("0 * (<<headroom>> * values[j])", "kHeadroom", "avx512"),
+            ("return <<sum((checks[0] + checks[1]) + (checks[2] + checks[3])) == 0>>;\n}", "true", "avx512"),
+        ],
+    ),
+    "tile_analysis.h": (
+        TILES,
+        [
+            ("even[a][v] += <<sums[a][v] + differences[a][v]>>", "sums[a][v]", "avx512"),
+            ("odd[a][v] += <<sums[a][v] - differences[a][v]>>", "sums[a][v] + differences[a][v]", "avx512"),
+            ("products.pixels[v] = <<positions.products[from + v]>>", "positions.products[from]", "avx512"),
+            ("positions.base[from + v] + <<atom * rows.base_stride>>", "0", "avx512"),
+            ("positions.support[from + v] + <<atom * rows.support_stride>>", "0", "avx512"),
+            ("rows.base[2 * v + right] = base + <<right * kLanes>>", "0", "avx512"),
+            ("rows.support[2 * v + right] = support + <<right * kLanes>>", "0", "avx512"),
+            ("whole = whole && <<positions.at[2 * (from + v) + 1].lanes == kLanes>>", "true", "avx512"),
+            ("finish_any<A, 2 * V>(e, positions.at + <<2 * from>>", "0", "avx512"),
+            (", <<below>>, atom, sums)", "0", "avx512"),
+            ("rows.code[v] += <<code_row>>", "0", "avx512"),
+            ("rows.base[v] += <<base_row>>", "0", "avx512"),
+            ("rows.support[v] += <<support_row>>", "0", "avx512"),
+            ("odd[a][v] = <<load(waiting[1][a][v])>>", "odd[a][v]", "avx512"),
+            ("if (<<from < positions.count>>) tile_positions", "false", "avx512"),
+            ("if (<<row + 1 == end>> || !combine_tiles", "false", "avx512"),
+            ("{row, right, <<left < kLanes ? left : kLanes>>}", "kLanes", "avx512"),
+            ("if (<<++found == kPairsAtATime>>)", "++found == kPairsAtATime + 1", "avx512"),
+        ],
+    ),
+    "tile_correlation.h": (
+        TILES,
+        [
+            ("low += <<float{Factor}>> * load(lower)", "1.0f", "avx512"),
+            ("high += float{Factor} * <<load(lower + kLanes)>>", "load(lower)", "avx512"),
+            ("sums[product][a] += <<z[a] * x>>", "z[0] * x", "avx512"),
+            ("const int product = (<<half * M>> + m) * 2 + other_half", "half", "avx512"),
+            ("pixels += <<16 * M * kLanes>>", "0", "avx512"),
+            ("add_lanes(sums, to + <<atom>>, b.shape.atoms)", "0", "avx512"),
+            ("<<atom < b.shape.atoms>>; ++atom) tile_products<1", "false", "avx512"),
+            ("*other = <<row + 1 < stop>> ? b.code.row(row + 1)", "true", "avx512"),
+            ("lines[i][count] = <<i == 3>> ?", "false", "avx512"),
+            ("float* pixels = b.combined + <<count * size>>", "0", "avx512"),
+        ],
+    ),
+    "tile_synthesis.h": (
+        TILES,
+        [
+            ("first[v] = <<Kind == Codes::second ? at[v].second : at[v].first>>", "at[v].first", "avx512"),
+            ("high += <<load(second[v] + offset + kLanes)>>", "load(second[v] + offset)", "avx512"),
+            ("low -= <<load(second[v] + offset)>>", "Vec{}", "avx512"),
+            ("sums[product][v] += <<w * z[v]>>", "w * z[0]", "avx512"),
+            ("d[2] = <<d[0] + d[1] - d[2]>>", "d[0] + d[1]", "avx512"),
+            ("d[1] = <<d[0] - d[1] - d[3]>>", "d[0] - d[1]", "avx512"),
+            ("load(products + stride - <<2>>)", "0", "avx512"),
+            ("check += 0 * (<<kHeadroom>> * sums[row][m])", "1.0f", "avx512"),
+            ("if (<<sum(check) != 0>>) return false", "false", "avx512"),
+            ("const float* other = <<upper + 1 < s.code_height>> ?", "upper + 2 < s.code_height", "avx512"),
+            ("const int stop = end - row < step ? <<end>> : row + step", "row + step", "avx512"),
+            ("if (<<count>>) multiply_tile_rows<M, 1>", "false", "avx512"),
+            ("const PixelPosition pixels{upper, <<origin + column>>", "column", "avx512"),
+            ("left < kLanes ? <<left>> : kLanes};\n        if (!add_tiles", "kLanes", "avx512"),
         ],
     ),
     "correlation.h": (
