@@ -27,6 +27,9 @@ GPU_BACKENDS = ("triton", "cuda", "cudnn")
 BACKENDS = ("native", "triton", "cuda", "cudnn", "reference")
 _forced: str | None = None
 
+# The others run on a CPU where their kernels are interpreted or emulated, and then only where they are forced.
+_CPU_ORDER = ("native", "reference")
+
 # On a GPU the order depends on the kind of call. Predicted from counts, measured by nobody: a solve on chip moves
 # the fewest bytes; else products decide, and of those on tensor cores triton's, with the rest in their epilogue. In
 # plain float32 there are none, and cuDNN's convolutions have Winograd's algorithm. Last come the direct kernels of
@@ -93,15 +96,15 @@ def allows_tf32() -> bool:
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
-def _order(op: str, x: Tensor, dictionary: Tensor, solve: tuple | None) -> list[str]:
+def _order(op: str, x: Tensor, dictionary: Tensor, solve: tuple | None) -> tuple[str, ...]:
     """The backends to ask for a call, the preferred one first."""
     if x.device.type == "cpu":
-        return list(_MODULES)
+        return _CPU_ORDER
     cuda = _module("cuda")
     if solve is not None and cuda.unavailable() is None and cuda.runs_on_chip(op, x, dictionary, *solve):
-        return list(_GPU_ORDER["on chip"])
+        return _GPU_ORDER["on chip"]
     plain = x.dtype is torch.float32 and not allows_tf32()
-    return list(_GPU_ORDER["plain float32" if plain else "tensor cores"])
+    return _GPU_ORDER["plain float32" if plain else "tensor cores"]
 
 
 def choose(op: str, x: Tensor, **facts: Any) -> ModuleType:

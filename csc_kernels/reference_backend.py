@@ -101,10 +101,9 @@ def fista_backward(
         nonneg, momentum,
     )  # fmt: skip
     parameters = _parameter_gradients(sums, dictionary, lmbda, mu, step_size, mask)
-    grads: Sequence[Tensor | None] = [
+    return [
         image(x, sums.x),
         *parameters[:4],
         None if grad_z0 is None else image(x, grad_z0),
         parameters[4],
     ]
-    return tuple(g if need else unused(x) for g, need in zip(grads, needs))

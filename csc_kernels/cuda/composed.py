@@ -98,7 +98,7 @@ class Composed:
     ):  # fmt: skip
         targets = (x, dictionary, lmbda, mu, step_size, z0, mask)
         if x.shape[0] == 0:
-            return tuple(torch.zeros_like(t) if need else unused(x) for t, need in zip(targets, needs))
+            return [torch.zeros_like(t) if need else None for t, need in zip(targets, needs)]
         sums, grad_z0 = steps.fista_backward(
             self.passes, grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride,
             pads, nonneg, momentum, needs,
@@ -107,13 +107,13 @@ class Composed:
         return as_asked(targets, (*grads, None, grad_z0, None), needs)
 
 
-def as_asked(targets, grads, needs) -> tuple[Tensor, ...]:
+def as_asked(targets, grads, needs) -> list[Tensor | None]:
     """The gradients of a solve in (x, dictionary, lmbda, mu, step_size, z0, mask), those that are needed."""
     x = targets[0]
-    return tuple(
-        unused(x) if not need else image(x, g) if i in (0, 5) else gradient_of(target, g)
+    return [
+        None if not need else image(x, g) if i in (0, 5) else gradient_of(target, g)
         for i, (target, g, need) in enumerate(zip(targets, grads, needs))
-    )
+    ]
 
 
 def gradients(sums: steps.Sums, dictionary, lmbda, mu, step_size) -> list[Tensor | None]:

@@ -219,7 +219,7 @@ def fista_backward(
         None,
     )
     targets = (x, dictionary, lmbda, mu, step_size, z0, mask)
-    return tuple(
-        unused(x) if not need else g if i in (0, 5) else gradient_of(target, g)
+    return [
+        None if not need else g if i in (0, 5) else gradient_of(target, g)
         for i, (target, g, need) in enumerate(zip(targets, grads, needs))
-    )
+    ]

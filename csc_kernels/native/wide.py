@@ -101,7 +101,7 @@ def fista_step_backward(
         grad_y = gradient
     grads = back.gradients(dictionary)
     images = [image(x, g) if n else unused(x) for g, n in zip((grads[0], grad_z, grad_y), needs[:3])]
-    return (*images, *grads[1:], unused(x))
+    return (*images, *(unused(x) if g is None else g for g in grads[1:]), unused(x))
 
 
 def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, nonneg, momentum, keep):
@@ -180,18 +180,18 @@ class Backward:
                 self.grad_x.add_(picture, alpha=-self.t)
         return grad_base, grad_point
 
-    def gradients(self, dictionary: Tensor) -> tuple[Tensor | None, ...]:
-        """In x, dictionary, lmbda, mu and the step size; empty where not needed."""
+    def gradients(self, dictionary: Tensor) -> list[Tensor | None]:
+        """In x, dictionary, lmbda, mu and the step size; None where not needed."""
         grads: list[Any] = [self.grad_x, None, None, None, None]
         if self.needs[1]:
             grads[1] = self.t * self.grad_dictionary
         if any(self.needs[2:4]):
             grads[2:4] = penalty_gradients(self.penalty, self.step_size, self.lmbda, self.mu)
         targets = (self.like, dictionary, self.lmbda, self.mu, self.step_size)
-        return tuple(
-            unused(self.like) if not need else g if i == 0 else gradient_of(target, g)
+        return [
+            None if not need else g if i == 0 else gradient_of(target, g)
             for i, (target, g, need) in enumerate(zip(targets, grads, self.needs))
-        )
+        ]
 
 
 def _plus(total: Tensor | None, value: Tensor) -> Tensor:
@@ -240,8 +240,8 @@ def fista_backward(
         current = share
     grads = back.gradients(dictionary)
     return (
-        image(x, grads[0]) if needs[0] else unused(x),
+        image(x, grads[0]) if needs[0] else None,
         *grads[1:],
-        image(x, current) if needs[5] else unused(x),
-        unused(x),
+        image(x, current) if needs[5] else None,
+        None,
     )

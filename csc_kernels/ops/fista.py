@@ -26,9 +26,7 @@ from .library import (
     define,
     differentiable_backward,
     empty,
-    only,
     register_autograd,
-    unused,
 )
 
 
@@ -120,7 +118,8 @@ def _backward_kernel(
     nonneg: bool,
     momentum: str,
     needs: Sequence[bool],
-) -> tuple[Tensor, ...]:
+) -> list[Tensor]:
+    """The gradients that are needed, of x, the dictionary, lmbda, mu, step_size, z0 and mask."""
     code = check_fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, momentum)
     check_code("z", z, x, code)
     check_same("grad", grad, z)
@@ -139,10 +138,11 @@ def _backward_kernel(
         mask_gradient=needs[6],
         step_gradient=needs[4],
     )
-    return backend.fista_backward(
+    gradients = backend.fista_backward(
         grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride,
         pads, nonneg, momentum, needs,
     )  # fmt: skip
+    return [gradient for gradient, need in zip(gradients, needs) if need]
 
 
 def _backward_fake(
@@ -153,7 +153,7 @@ def _backward_fake(
         return empty(x, t.shape) if image else t.new_empty(t.shape)
 
     inputs = (x, dictionary, lmbda, mu, step_size, z0, mask)
-    return tuple(gradient(t, i in (0, 5)) if need else unused(x) for i, (t, need) in enumerate(zip(inputs, needs)))
+    return [gradient(t, i in (0, 5)) for i, (t, need) in enumerate(zip(inputs, needs)) if need]
 
 
 fista = define(
@@ -167,7 +167,7 @@ fista_backward = define(
     "fista_backward(Tensor grad, Tensor x, Tensor dictionary, Tensor lmbda, Tensor mu, "
     "Tensor step_size, Tensor? z0, Tensor? mask, Tensor z, Tensor codes, Tensor residuals, int n_iter, "
     "int[2] stride, int[4] pads, bool nonneg, str momentum, bool[7] needs) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "-> Tensor[]",
     _backward_kernel,
     _backward_fake,
 )
@@ -187,7 +187,8 @@ def _backward(ctx: Any, grad: Tensor, *_unused: Tensor) -> tuple:
             lambda *tensors: (reference.fista(*tensors, *ctx.options)[0][-1],), inputs, needs, (grad,)
         )
     else:
-        grads = only(needs, fista_backward(grad, *inputs, *outputs, *ctx.options, needs))
+        found = iter(fista_backward(grad, *inputs, *outputs, *ctx.options, needs))
+        grads = tuple(next(found) if need else None for need in needs)
     return *grads, None, None, None, None, None, None
 
 

@@ -97,7 +97,8 @@ def _vmap_rule(op: Any) -> Callable[..., Any]:
         ]
         if isinstance(calls[0], Tensor):
             return torch.stack(calls), 0
-        return tuple(map(torch.stack, zip(*calls))), (0,) * len(calls[0])
+        several = type(calls[0])  # A tuple, or a list where their number varies.
+        return several(map(torch.stack, zip(*calls))), several([0] * len(calls[0]))
 
     return rule
 

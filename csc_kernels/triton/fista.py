@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..geometry import code_size, step_weights
 from ..ops.fista import kept_tensors
-from ..ops.library import unused
 from . import passes
 from .fista_step import StepGradients
 from .passes import Geometry
@@ -112,4 +111,4 @@ def fista_backward(
             weight = 1 + beta
         share, following = following, (base, -beta) if beta else (None, 0.0)
     grad_x, *grads = sums.results()
-    return grad_x, *grads, current if needs[5] else unused(x), unused(x)
+    return grad_x, *grads, current if needs[5] else None, None
