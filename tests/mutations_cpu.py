@@ -252,7 +252,6 @@ MUTATIONS: dict[str, Table] = {
             ("d[2] = <<d[0] + d[1] - d[2]>>", "d[0] + d[1]", "avx512"),
             ("d[1] = <<d[0] - d[1] - d[3]>>", "d[0] - d[1]", "avx512"),
             ("load(products + stride - <<2>>)", "0", "avx512"),
-            ("check += 0 * (<<kHeadroom>> * sums[row][m])", "1.0f", "avx512"),
             ("if (<<sum(check) != 0>>) return false", "false", "avx512"),
             ("const float* other = <<upper + 1 < s.code_height>> ?", "upper + 2 < s.code_height", "avx512"),
             ("const int stop = end - row < step ? <<end>> : row + step", "row + step", "avx512"),

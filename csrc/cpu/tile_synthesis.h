@@ -129,7 +129,7 @@ static void multiply_tile_rows(const SynthesisBlock& b, const TileCodes* at, int
   }
 }
 
-// Adds what one pair of rows adds to one position of the image, if all of it is finite and so are sums of it.
+// Adds what one pair of rows adds to one position of the image, if all of it is finite.
 template <int M>
 static inline bool add_tiles(const SynthesisBlock& b, const float* products, const PixelPosition& at) {
   const int64_t stride = b.products.channel_stride;
@@ -139,7 +139,7 @@ static inline bool add_tiles(const SynthesisBlock& b, const float* products, con
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m, products += 2 * stride) {
       sums[row][m] = load(products) + load(products + stride - 2);
-      check += 0 * (kHeadroom * sums[row][m]);
+      check += 0 * sums[row][m];
     }
   if (sum(check) != 0) return false;
   const ImageRows image(b, 0, at);
