@@ -133,7 +133,7 @@ MUTATIONS: dict[str, Table] = {
     "tensors.h": (
         ("tests/test_pairs.py",),
         [
-            ("if (<<pack.view().pairs.rows() && !finite>>) return false", "false"),
+            ("if (<<pack.view().combines() && !finite>>) return false", "false"),
             ("entries[i] += <<gradient[i]>>", "0.9f * gradient[i]"),
             ("gradient[i] += <<part[i]>>", "parts[0][i]"),
         ],

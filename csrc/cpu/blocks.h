@@ -73,8 +73,10 @@ struct PackedDictionary {
   const int* offsets = nullptr;     // Of each tap of a row, from a code's column, in a phased image row.
   const float* analysis = nullptr;  // Per block of A atoms: [kH][row_taps][A].
   PairedTaps pairs;                 // Empty where pairs save nothing.
-  TileWeights tiles;                // Where pairs are tiles as well.
+  TileWeights tiles;                // In place of pairs.
   SpreadTaps spread, row_by_row;    // Of pairs where they save products; each kernel row by itself.
+
+  bool combines() const { return tiles || pairs.rows(); }
 };
 
 enum class Shrink { none, positive, both };

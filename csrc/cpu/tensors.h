@@ -114,7 +114,7 @@ inline bool add_finite(const DictionaryPack& pack, const std::vector<std::vector
     for (size_t i = 0; i < gradient.size(); ++i) gradient[i] += part[i];
   bool finite = true;
   for (const float value : gradient) finite = finite && std::isfinite(value);
-  if (pack.view().pairs.rows() && !finite) return false;
+  if (pack.view().combines() && !finite) return false;
   float* entries = static_cast<float*>(to.data_ptr());
   for (size_t i = 0; i < gradient.size(); ++i) entries[i] += gradient[i];
   return true;

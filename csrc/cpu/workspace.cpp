@@ -151,7 +151,8 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
   row_by_row.list = rows_.data();
   row_by_row.weights = row_by_row_.data();
 
-  if (pairs) pair_taps(s, scale, kernels);
+  if (pairs && widths.tiles) pack_tiles(scale, kernels.tile_atoms);
+  if (pairs && !view_.tiles) pair_taps(s, scale, kernels);
   if (products_.empty()) {
     products_ = rows;
     view_.spread = row_by_row;
@@ -161,7 +162,6 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
     view_.spread.distinct = view_.pairs.rows();
     view_.spread.weights = spread_.data();
   }
-  if (widths.tiles && view_.pairs.rows()) pack_tiles(scale, kernels.tile_atoms);
   view_.row_taps = s.channels * s.kernel_width;
   view_.offsets = offsets_.data();
   view_.analysis = analysis_.data();
@@ -283,6 +283,11 @@ void DictionaryPack::pack_tiles(float scale, int block) {
     for (int k = 0; k < atoms_; ++k)
       each_product(row, row + 1,
                    [&](int product) { tile_spread_.push_back(static_cast<float>(-weights[k * per_atom + product])); });
+  // The synthesis' weights are not finite where one of the dictionary or a sum of them is not, the analysis' with
+  // scale.
+  for (const auto& packed : {&tile_analysis_, &tile_spread_})
+    for (const float weight : *packed)
+      if (!std::isfinite(weight)) return;
   constexpr float kLargest = std::numeric_limits<float>::max();
   view_.tiles.headroom = most > kLargest ? std::numeric_limits<float>::infinity() : static_cast<float>(most);
   view_.tiles.analysis = tile_analysis_.data();

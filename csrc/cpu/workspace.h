@@ -53,9 +53,9 @@ class Pool {
 
   // Room for what so many pairs of code rows combine of the image; none where there are no pairs.
   float* combined(const PackedDictionary& dictionary, int count) {
-    const int rows = count * dictionary.pairs.rows();
-    if (rows == 0) return nullptr;
+    if (!dictionary.combines()) return nullptr;
     if (dictionary.tiles) return floats(int64_t{8} * count * shape_.channels * widths_.code);
+    const int rows = count * dictionary.pairs.rows();
     return image(rows, rows).base;
   }
 
@@ -144,7 +144,7 @@ class DictionaryPack {
 
   double weight(const Product& product, int k, int m, int dx) const;
 
-  // The weights of tiles.
+  // The weights of tiles; none where they are not all finite.
   void pack_tiles(float scale, int block);
 
   std::vector<float> gradient_of_tiles(const double* sums) const;
