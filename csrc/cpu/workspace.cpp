@@ -97,14 +97,15 @@ constexpr bool leave_headroom() {
 }
 static_assert(leave_headroom());
 
-// The products of tiles in either direction, in their order; each is one of F(2, 3).
-constexpr Kind kTileKinds[] = {sum, difference, upper, lower};
-
-const Filter& tile_filter(int kind) {
+constexpr Filter filter_of(int taps, Kind kind) {
   const Filter* filter = kFilters;
-  while (filter->taps != 3 || filter->kind != kTileKinds[kind]) ++filter;
+  while (filter->taps != taps || filter->kind != kind) ++filter;
   return *filter;
 }
+
+// The products of tiles in either direction, in their order.
+constexpr Filter kTileFilters[] = {filter_of(3, sum), filter_of(3, difference), filter_of(3, upper),
+                                   filter_of(3, lower)};
 
 // to[w][i] += weights[w] * from[i], for the three weights of a filter.
 void add_filtered(const Filter& filter, const double* from, int count, double* to) {
@@ -247,12 +248,12 @@ void DictionaryPack::pack_tiles(float scale, int block) {
   for (int k = 0; k < atoms_; ++k) {
     for (int m = 0; m < channels_; ++m) {
       for (int row = 0; row < 4; ++row) {
-        const double* rows = tile_filter(row).weights;
+        const double* rows = kTileFilters[row].weights;
         double combined[3];
         for (int dx = 0; dx < 3; ++dx)
           combined[dx] = rows[0] * at(k, m, 0, dx) + rows[1] * at(k, m, 1, dx) + rows[2] * at(k, m, 2, dx);
         for (int column = 0; column < 4; ++column) {
-          const double* columns = tile_filter(column).weights;
+          const double* columns = kTileFilters[column].weights;
           *next++ = columns[0] * combined[0] + columns[1] * combined[1] + columns[2] * combined[2];
         }
       }
@@ -328,15 +329,16 @@ void write_image(const Plane& from, const Strided& to, const Shape& s, const Wid
 
 std::vector<float> DictionaryPack::gradient_of_tiles(const double* sums) const {
   std::vector<float> gradient(plain_.size());
+  std::vector<double> taps(9 * atoms_), columns(3 * atoms_);
   for (int m = 0; m < channels_; ++m) {
-    std::vector<double> taps(9 * atoms_);
+    std::fill(taps.begin(), taps.end(), 0.0);
     for (int row = 0; row < 4; ++row) {
-      std::vector<double> columns(3 * atoms_);
+      std::fill(columns.begin(), columns.end(), 0.0);
       for (int i = 0; i < 4; ++i) {
         const int64_t product = ((2 * row + i / 2) * channels_ + m) * 2 + i % 2;
-        add_filtered(tile_filter(i), sums + product * atoms_, atoms_, columns.data());
+        add_filtered(kTileFilters[i], sums + product * atoms_, atoms_, columns.data());
       }
-      add_filtered(tile_filter(row), columns.data(), 3 * atoms_, taps.data());
+      add_filtered(kTileFilters[row], columns.data(), 3 * atoms_, taps.data());
     }
     for (int k = 0; k < atoms_; ++k)
       for (int tap = 0; tap < 9; ++tap)
