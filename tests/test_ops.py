@@ -283,6 +283,25 @@ def test_the_ops_themselves_are_mapped_by_a_loop(backend: str, op: str, channels
 
 @both_widths
 @pytest.mark.parametrize("op", ("residual", "fista_step", "fista"))
+def test_several_gradients_at_once(backend: str, op: str, channels: int) -> None:
+    """is_grads_batched=True and jacobian(vectorize=True) map the backward with a vmap of their own."""
+    x, z, d = image(channels).requires_grad_(), torch.rand(2, 4, 6, 7), torch.randn(4, channels, 3, 3)
+    d.requires_grad_()
+    if op == "residual":
+        result = csc.residual(x, z, d, padding=1)
+    elif op == "fista_step":
+        result = csc.fista_step(x, z, d, 0.1, 0.01, padding=1)[0]
+    else:
+        result = csc.fista(x, d, 0.1, 0.01, padding=1)
+    grads = torch.randn(3, *result.shape)
+    found = torch.autograd.grad(result, (x, d), grads, retain_graph=True, is_grads_batched=True)
+    singly = zip(*(torch.autograd.grad(result, (x, d), grad, retain_graph=True) for grad in grads))
+    for several, expected in zip(found, singly):
+        close(several, torch.stack(expected))
+
+
+@both_widths
+@pytest.mark.parametrize("op", ("residual", "fista_step", "fista"))
 def test_func_grad_and_jvp_agree_with_autograd(backend: str, op: str, channels: int) -> None:
     x, z, t = image(channels), torch.rand(2, 4, 6, 7), torch.randn(4, channels, 3, 3)
 

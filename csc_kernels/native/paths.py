@@ -37,7 +37,7 @@ def forces_float64() -> bool:
 
 
 def takes_pairs() -> bool:
-    """Whether a stem's kernels take code rows two by two, with fewer products: csrc/cpu/pairs.h."""
+    """Whether a stem's kernels take code rows two by two, with fewer products: csrc/cpu/pairs.h and tiles.h."""
     return _forced != "direct"
 
 

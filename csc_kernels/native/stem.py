@@ -210,16 +210,9 @@ def fista_backward(
             weights, part_of(z, part), part_of(grad_x, part), part_of(grad_z0, part), part_of(sums, part),
             grad_dictionary,
         )  # fmt: skip
-    grads = (
-        None if grad_x is None else grad_x.mul_(-t),
-        None if grad_dictionary is None else grad_dictionary.mul_(t),
-        *(penalty_gradients(sums, step_size, lmbda, mu) if penalty else (None, None)),
-        None,
-        grad_z0,
-        None,
-    )
-    targets = (x, dictionary, lmbda, mu, step_size, z0, mask)
-    return [
-        None if not need else g if i in (0, 5) else gradient_of(target, g)
-        for i, (target, g, need) in enumerate(zip(targets, grads, needs))
+    penalties = penalty_gradients(sums, step_size, lmbda, mu) if penalty else (None, None)
+    found = [
+        gradient_of(target, g) if need else None
+        for target, g, need in zip((dictionary, lmbda, mu), (grad_dictionary, *penalties), needs[1:4])
     ]
+    return [grad_x, *found, None, grad_z0, None]

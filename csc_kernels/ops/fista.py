@@ -26,7 +26,9 @@ from .library import (
     define,
     differentiable_backward,
     empty,
+    only,
     register_autograd,
+    unused,
 )
 
 
@@ -118,8 +120,11 @@ def _backward_kernel(
     nonneg: bool,
     momentum: str,
     needs: Sequence[bool],
-) -> list[Tensor]:
-    """The gradients that are needed, of x, the dictionary, lmbda, mu, step_size, z0 and mask."""
+) -> tuple[Tensor, ...]:
+    """The gradients of x, the dictionary, lmbda, mu, step_size, z0 and mask; empty ones for those not needed.
+
+    A list of the needed ones would do, but not for is_grads_batched=True: its vmap knows single tensors alone.
+    """
     code = check_fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, momentum)
     check_code("z", z, x, code)
     check_same("grad", grad, z)
@@ -142,7 +147,7 @@ def _backward_kernel(
         grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride,
         pads, nonneg, momentum, needs,
     )  # fmt: skip
-    return [gradient for gradient, need in zip(gradients, needs) if need]
+    return tuple(gradient if need else unused(x) for gradient, need in zip(gradients, needs))
 
 
 def _backward_fake(
@@ -153,7 +158,7 @@ def _backward_fake(
         return empty(x, t.shape) if image else t.new_empty(t.shape)
 
     inputs = (x, dictionary, lmbda, mu, step_size, z0, mask)
-    return [gradient(t, i in (0, 5)) for i, (t, need) in enumerate(zip(inputs, needs)) if need]
+    return tuple(gradient(t, i in (0, 5)) if need else unused(x) for i, (t, need) in enumerate(zip(inputs, needs)))
 
 
 fista = define(
@@ -167,7 +172,7 @@ fista_backward = define(
     "fista_backward(Tensor grad, Tensor x, Tensor dictionary, Tensor lmbda, Tensor mu, "
     "Tensor step_size, Tensor? z0, Tensor? mask, Tensor z, Tensor codes, Tensor residuals, int n_iter, "
     "int[2] stride, int[4] pads, bool nonneg, str momentum, bool[7] needs) "
-    "-> Tensor[]",
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_kernel,
     _backward_fake,
 )
@@ -175,6 +180,7 @@ fista_backward = define(
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.options = inputs[7:12]  # n_iter, stride, pads, nonneg, momentum
+    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*inputs[:7], *output)
 
 
@@ -187,8 +193,7 @@ def _backward(ctx: Any, grad: Tensor, *_unused: Tensor) -> tuple:
             lambda *tensors: (reference.fista(*tensors, *ctx.options)[0][-1],), inputs, needs, (grad,)
         )
     else:
-        found = iter(fista_backward(grad, *inputs, *outputs, *ctx.options, needs))
-        grads = tuple(next(found) if need else None for need in needs)
+        grads = only(needs, fista_backward(grad, *inputs, *outputs, *ctx.options, needs))
     return *grads, None, None, None, None, None, None
 
 

@@ -97,8 +97,7 @@ def _vmap_rule(op: Any) -> Callable[..., Any]:
         ]
         if isinstance(calls[0], Tensor):
             return torch.stack(calls), 0
-        several = type(calls[0])  # A tuple, or a list where their number varies.
-        return several(map(torch.stack, zip(*calls))), several([0] * len(calls[0]))
+        return tuple(map(torch.stack, zip(*calls))), (0,) * len(calls[0])
 
     return rule
 
@@ -122,18 +121,15 @@ def unused(x: Tensor) -> Tensor:
 
 def image(x: Tensor, value: Tensor) -> Tensor:
     """`value` as `empty` promises it: x's dtype and layout, to the stride."""
-    return _into(empty(x, value.shape), value)
+    out = empty(x, value.shape)
+    if value.dtype == out.dtype and value.stride() == out.stride():
+        return value
+    return out.copy_(value)
 
 
 def gradient_of(tensor: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of a parameter: its dtype, contiguous."""
-    return _into(tensor.new_empty(tensor.shape), gradient)
-
-
-def _into(out: Tensor, value: Tensor) -> Tensor:
-    if value.dtype == out.dtype and value.stride() == out.stride():
-        return value
-    return out.copy_(value)
+    return gradient.to(tensor.dtype).contiguous()
 
 
 def only(needed: Sequence[bool], gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:

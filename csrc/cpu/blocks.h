@@ -111,7 +111,7 @@ struct AnalysisBlock {
   Plane image;         // Phased rows.
   const float* zeros;  // Stands for rows beyond the image.
   AnalysisEpilogue epilogue;
-  float* combined = nullptr;  // Room for the combined rows of pairs; none: row by row.
+  float* combined = nullptr;  // Room for what pairs or tiles combine; none: row by row.
 };
 
 struct SynthesisBlock {
@@ -134,8 +134,8 @@ struct CorrelationBlock {
   Plane image;
   Plane code;
   const float* zeros;         // Stands for rows beyond the image, and for a code row beyond the last.
-  double* sums;               // [kernel rows, or combined rows of pairs][row_taps][K], or [16 M][K], added to.
-  float* combined = nullptr;  // Room for the combined rows of so many pairs; none: row by row.
+  double* sums;               // Added to: [kernel rows, or combined rows of pairs][K][row_taps]; of tiles [4][K][4 M].
+  float* combined = nullptr;  // The same of so many pairs of rows.
   int room = 0;
 };
 

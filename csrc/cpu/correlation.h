@@ -37,21 +37,25 @@ static inline void add_run(const float* pixels, const Vec (&codes)[A], Vec (&sum
   }
 }
 
-// Adds what the lanes of each sum add up to, those of the atoms of one tap one after another.
+// Adds what the lanes of each sum add up to, those of the taps of one atom one after another.
 template <int Taps, int A>
-static inline void add_lanes(const Vec (&sums)[Taps][A], double* to, int per_tap) {
-  constexpr int kCount = Taps * A;
+static inline __attribute__((always_inline)) void add_lanes(const Vec (&sums)[Taps][A], double* to, int64_t per_atom) {
+  constexpr int kCount = Taps * A, kWhole = kCount / kLanes * kLanes, kLeft = kCount - kWhole;
+  Vec rows[kWhole + kLanes];
+#pragma GCC unroll 16
+  for (int t = 0; t < Taps; ++t)
+#pragma GCC unroll 16
+    for (int a = 0; a < A; ++a) rows[a * Taps + t] = sums[t][a];
+#pragma GCC unroll 16
+  for (int i = kCount; i < kWhole + kLanes; ++i) rows[i] = Vec{};
   float totals[kCount];
+#pragma GCC unroll 8
+  for (int from = 0; from < kWhole; from += kLanes) store(totals + from, lane_sums<kLanes>(rows + from));
+  if (kLeft)
+    store_partial(totals + kWhole, lane_sums<(2 * kLeft > kLanes ? kLanes : kLanes / 2)>(rows + kWhole), kLeft);
 #pragma GCC unroll 16
-  for (int from = 0; from < kCount; from += kLanes) {
-    Vec rows[kLanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) rows[i] = from + i < kCount ? sums[(from + i) / A][(from + i) % A] : Vec{};
-    store_partial(totals + from, lane_sums(rows), kCount - from < kLanes ? kCount - from : kLanes);
-  }
-#pragma GCC unroll 16
-  for (int t = 0; t < Taps; ++t, to += per_tap)
-    for (int a = 0; a < A; ++a) to[a] += totals[t * A + a];
+  for (int a = 0; a < A; ++a, to += per_atom)
+    for (int t = 0; t < Taps; ++t) to[t] += totals[a * Taps + t];
 }
 
 // A atoms x T taps of one kernel row in registers: they share their row of the image. Runs: how many taps each of two
@@ -116,8 +120,8 @@ static __attribute__((noinline)) void correlation_registers(const CorrelationBlo
       }
     }
   }
-  const int atoms = b.shape.atoms;
-  add_lanes(sums, b.sums + (static_cast<int64_t>(row) * b.dictionary.row_taps + tap) * atoms + atom, atoms);
+  const int64_t taps = b.dictionary.row_taps;
+  add_lanes(sums, b.sums + (static_cast<int64_t>(row) * b.shape.atoms + atom) * taps + tap, taps);
 }
 
 // `taps` of one kernel row, at most T.

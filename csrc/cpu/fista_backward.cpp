@@ -13,7 +13,8 @@
 //   dL/dz_k = (1 + beta_k) H_(k+1) - beta_(k+1) H_(k+2),  H_k = G_k + t A' image_k;
 //
 // the published SDNet takes its gradient at z_(k-1), so that there H_k = G_k and dL/dz_(k-1) has t A' image_k alone.
-// The step size of the analysis is in the packed dictionary; the caller multiplies the sums by their t.
+// The step size of the analysis is in the packed dictionary; the gradients of x and the dictionary take theirs at the
+// end.
 
 #include "iterates.h"
 
@@ -37,12 +38,13 @@ struct Wanted {
 class Reverse {
  public:
   // divided: by 1 + t mu.
-  Reverse(const Solve& solve, const Wanted& wanted, bool divided)
+  Reverse(const Solve& solve, const Wanted& wanted, float step_size, bool divided)
       : solve_(solve),
         s_(solve.shape),
         o_(solve.options),
         kernels_(solve.kernels),
         wanted_(wanted),
+        step_size_(step_size),
         plain_(!divided && !wanted.penalty),
         pool_(solve.shape, solve.widths),
         block_(block_rows(s_)),
@@ -74,11 +76,11 @@ class Reverse {
     }
   }
 
-  // What the samples since the last call add to the dictionary's gradient.
-  std::vector<float> take_gradient() {
-    std::vector<float> gradient = solve_.dictionary.gradient(sums_.data());
+  // What the samples since the last call add to the sums of the dictionary's gradient.
+  std::vector<float> take_sums() {
+    std::vector<float> sums(sums_.begin(), sums_.end());
     std::fill(sums_.begin(), sums_.end(), 0.0);
-    return gradient;
+    return sums;
   }
 
   // penalty: [2][K], sums of sign(z) G and z G of this sample.
@@ -102,7 +104,7 @@ class Reverse {
       advance_gradients(first, std::min(row + block_, s_.code_height));
     if (total_) {
       advance_images(1, s_.height);
-      write_image(total_, grad_x, s_, solve_.widths);
+      write_image(total_, -step_size_, grad_x, s_, solve_.widths);
     }
   }
 
@@ -242,6 +244,7 @@ class Reverse {
   const SolveOptions& o_;
   const Kernels& kernels_;
   const Wanted wanted_;
+  const float step_size_;
   const bool plain_;  // No mu, and no gradient of lmbda or mu: G_k is dL/dz_k on the support.
   Pool pool_;
   const int block_;
@@ -256,8 +259,8 @@ class Reverse {
   const Penalty* divisor_ = nullptr;
 };
 
-// -grad_x / t, grad_z0, penalty (N, 2, K) and grad_dictionary / t (K, M, kH, kW) are written where given;
-// the last two arrive as zeros, float32.
+// grad_x, grad_z0, penalty (N, 2, K) and grad_dictionary (K, M, kH, kW) are written where given; the last two arrive as
+// zeros, float32.
 void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> divisor,
                     double step_size, std::optional<Tensor> z0, std::optional<Tensor> mask, std::vector<int64_t> stride,
                     std::vector<int64_t> pads, bool pairs, bool nonneg, bool gradient_at_code,
@@ -267,8 +270,8 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
   if (s.batch == 0) return;
   const Kernels& kernels = chosen_kernels();
   const Widths widths(s, kernels.lanes, kernels.shifts);
-  const DictionaryPack pack(sample(dictionary, 0), dictionary.stride(0), static_cast<float>(step_size), s, widths,
-                            kernels, pairs);
+  const float step = static_cast<float>(step_size);
+  const DictionaryPack pack(sample(dictionary, 0), dictionary.stride(0), step, s, widths, kernels, pairs);
   const SolveOptions options{nonneg, gradient_at_code, weights};
   const Solve solve{s, widths, pack, options, kernels, z0.has_value(), mask.has_value()};
   const Wanted wanted{grad_x.has_value(), grad_dictionary.has_value(), grad_z0.has_value(), penalty.has_value()};
@@ -280,7 +283,7 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
   std::vector<std::vector<float>> parts(groups);
   Pieces queue(groups);
   queue.share([&](int64_t) {
-    Reverse reverse(solve, wanted, divisor.has_value());
+    Reverse reverse(solve, wanted, step, divisor.has_value());
     for (int64_t group; (group = queue.take()) < groups;) {
       for (int64_t n = s.batch * group / groups; n < s.batch * (group + 1) / groups; ++n) {
         const Penalty thresholds(threshold, n), divisors(divisor, n);
@@ -289,10 +292,10 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
                     grad_x ? sample(*grad_x, n) : Strided{}, grad_z0 ? sample(*grad_z0, n) : Strided{},
                     penalty ? static_cast<float*>(penalty->data_ptr()) + n * 2 * s.atoms : nullptr);
       }
-      if (grad_dictionary) parts[group] = reverse.take_gradient();
+      if (grad_dictionary) parts[group] = reverse.take_sums();
     }
   });
-  if (!grad_dictionary || add_finite(pack, parts, *grad_dictionary)) return;
+  if (!grad_dictionary || add_finite(pack, parts, step, *grad_dictionary)) return;
   fista_backward(gradient, x, dictionary, threshold, divisor, step_size, z0, mask, stride, pads, false, nonneg,
                  gradient_at_code, weights, z, {}, {}, {}, grad_dictionary);
 }

@@ -72,10 +72,10 @@ inline bool keeps_columns(const Shape& s, bool shifts) {
 }
 
 // Whether code columns are computed two by two as rows are, see tiles.h: where two vectors of a row are no more than
-// one by one.
+// one by one. Of fewer atoms a residual has so few products that what tiles combine is large beside it.
 inline bool takes_tiles(const Shape& s, int lanes) {
   return s.kernel_height == 3 && s.kernel_width == 3 && s.stride_height == 1 && s.stride_width == 1 &&
-         s.channels <= 3 && round_up(s.code_width, 2 * lanes) == round_up(s.code_width, lanes);
+         s.channels <= 3 && s.atoms >= 4 && round_up(s.code_width, 2 * lanes) == round_up(s.code_width, lanes);
 }
 
 // Widths in scratch memory, for vectors of `lanes` floats. Whole vectors may be read beyond the columns on either side
@@ -84,7 +84,7 @@ inline bool takes_tiles(const Shape& s, int lanes) {
 // aligned.
 struct Widths {
   int phase, code, code_margin, product, margin;
-  bool tiles;
+  bool suit_tiles;  // Codes lie so that tiles are read fast, whether or not tiles are taken.
 
   Widths(const Shape& s, int lanes, bool shifts) {
     const int columns = round_up(s.code_width, lanes);
@@ -100,7 +100,7 @@ struct Widths {
     product = margin + columns;
     code_margin = keeps_columns(s, shifts) ? 0 : margin;
     code = code_margin + columns;
-    tiles = shifts && takes_tiles(s, lanes);
+    suit_tiles = shifts && takes_tiles(s, lanes);
   }
 };
 

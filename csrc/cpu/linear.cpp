@@ -73,7 +73,7 @@ void synthesis(Tensor z, Tensor dictionary, std::vector<int64_t> stride, std::ve
     e.residual = p.result;
     SynthesisRows rows;
     pass.kernels.synthesis({s, pass.pack.view(), p.codes, p.zeros, e, p.products}, rows, s.height);
-    write_image(p.result, sample(result, n), s, pass.widths);
+    write_image(p.result, 1.0f, sample(result, n), s, pass.widths);
   });
 }
 
@@ -144,8 +144,8 @@ void correlation(Tensor image, Tensor code, Tensor dictionary, std::vector<int64
                              s.code_height);
   });
   std::vector<std::vector<float>> parts;
-  for (const auto& state : states) parts.push_back(pass.pack.gradient(state->sums.data()));
-  if (!add_finite(pass.pack, parts, result)) correlation(image, code, dictionary, stride, pads, false, result);
+  for (const auto& state : states) parts.emplace_back(state->sums.begin(), state->sums.end());
+  if (!add_finite(pass.pack, parts, 1.0f, result)) correlation(image, code, dictionary, stride, pads, false, result);
 }
 
 }  // namespace

@@ -29,10 +29,17 @@ constexpr int kColumns = 4;
 // What a product is made of: both rows of a pair, or one of them.
 enum class Codes { steep, difference, sum, first, second };
 
-// V vectors' products with M channels, of C kernel columns each by itself, or for C = 0 of the sum of all `columns`.
+// Atoms whose products are added up in a row: a sum of sums is more exact. Products of several columns are as many as
+// those of more atoms, and tiles have more of them to combine.
+static inline int atoms_to_spread(const Shape& s, bool apart) {
+  return apart ? 64 : std::clamp((s.atoms + 1) / 2, 8, 32);
+}
+
+// V vectors' products with M channels, of C kernel columns each by itself, or for C = 0 of the sum of all `columns`; of
+// the atoms [atom, end), added to those of the atoms before them.
 template <int M, int C, int V, Codes Kind>
 static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition* at, int columns, const float* weights,
-                                  int64_t to) {
+                                  int64_t to, int atom, int end) {
   constexpr int kProducts = (C ? C : 1) * M;
   const int64_t channel_stride = b.code.channel_stride, stride = b.products.channel_stride;
   const int passes = C ? 1 : columns, step = C ? columns * M : M;
@@ -47,7 +54,8 @@ static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition*
   for (int i = 0; i < kProducts; ++i)
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) sums[i][v] = Vec{};
-  for (int k = 0; k < b.shape.atoms; ++k) {
+  weights += int64_t{atom} * columns * M;
+  for (int k = atom; k < end; ++k) {
     for (int c = 0; c < passes; ++c, weights += step) {
       const int64_t offset = k * channel_stride - c;
       Vec w[kProducts];
@@ -79,7 +87,10 @@ static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition*
 #pragma GCC unroll 16
   for (int i = 0; i < kProducts; ++i)
 #pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) store(at[v].products + to + i * stride, sums[i][v]);
+    for (int v = 0; v < V; ++v) {
+      float* const out = at[v].products + to + i * stride;
+      store(out, atom ? load(out) + sums[i][v] : sums[i][v]);
+    }
 }
 
 // Whether products are kept of each column by itself, and of how many columns.
@@ -91,23 +102,26 @@ static inline int kept_columns(const Shape& s, int phase) { return are_apart(s) 
 template <int M, int C, int V>
 static void multiply_positions(const SynthesisBlock& b, const SpreadPosition* at, int count, int phase, int first) {
   const SpreadTaps& taps = b.dictionary.spread;
-  const int columns = b.shape.columns_of(phase);
+  const int columns = b.shape.columns_of(phase), some = atoms_to_spread(b.shape, C > 0);
   const int64_t size = static_cast<int64_t>(b.shape.atoms) * columns * M, stride = M * b.products.channel_stride;
   const float* weights = taps.phase_weights(b.shape, phase) + first * M;
   for (; count >= V; count -= V, at += V) {
     for (int i = 0; i < taps.rows(); ++i) {
       const float* w = weights + (i < taps.distinct ? i : i - taps.distinct) * size;
       const int64_t to = (i * kept_columns(b.shape, phase) + first) * stride;
-      if (i < taps.difference())
-        multiply_codes<M, C, V, Codes::steep>(b, at, columns, w, to);
-      else if (i < taps.sum())
-        multiply_codes<M, C, V, Codes::difference>(b, at, columns, w, to);
-      else if (i < taps.first())
-        multiply_codes<M, C, V, Codes::sum>(b, at, columns, w, to);
-      else if (i < taps.second())
-        multiply_codes<M, C, V, Codes::first>(b, at, columns, w, to);
-      else
-        multiply_codes<M, C, V, Codes::second>(b, at, columns, w, to);
+      for (int atom = 0; atom < b.shape.atoms; atom += some) {
+        const int end = std::min(atom + some, b.shape.atoms);
+        if (i < taps.difference())
+          multiply_codes<M, C, V, Codes::steep>(b, at, columns, w, to, atom, end);
+        else if (i < taps.sum())
+          multiply_codes<M, C, V, Codes::difference>(b, at, columns, w, to, atom, end);
+        else if (i < taps.first())
+          multiply_codes<M, C, V, Codes::sum>(b, at, columns, w, to, atom, end);
+        else if (i < taps.second())
+          multiply_codes<M, C, V, Codes::first>(b, at, columns, w, to, atom, end);
+        else
+          multiply_codes<M, C, V, Codes::second>(b, at, columns, w, to, atom, end);
+      }
     }
   }
   if constexpr (V > 1) {

@@ -106,17 +106,19 @@ struct Penalty {
   bool divides() const { return values || map; }
 };
 
-// Adds gradients that correlations found, in their order, to a contiguous gradient of the dictionary; nothing, and
-// false, where pairs of rows found NaN or infinity: differences spread them.
-inline bool add_finite(const DictionaryPack& pack, const std::vector<std::vector<float>>& parts, const Tensor& to) {
-  std::vector<float> gradient(to.numel());
+// Adds what the sums of correlations make, added up in their order and times `scale`, to a contiguous gradient of the
+// dictionary; nothing, and false, where pairs of rows or tiles found NaN or infinity: differences spread them.
+inline bool add_finite(const DictionaryPack& pack, const std::vector<std::vector<float>>& parts, float scale,
+                       const Tensor& to) {
+  std::vector<double> sums(pack.sums());
   for (const std::vector<float>& part : parts)
-    for (size_t i = 0; i < gradient.size(); ++i) gradient[i] += part[i];
+    for (size_t i = 0; i < sums.size(); ++i) sums[i] += part[i];
+  const std::vector<float> gradient = pack.gradient(sums.data());
   bool finite = true;
   for (const float value : gradient) finite = finite && std::isfinite(value);
   if (pack.view().combines() && !finite) return false;
   float* entries = static_cast<float*>(to.data_ptr());
-  for (size_t i = 0; i < gradient.size(); ++i) entries[i] += gradient[i];
+  for (size_t i = 0; i < gradient.size(); ++i) entries[i] += scale * gradient[i];
   return true;
 }
 

@@ -1,7 +1,7 @@
 // Code rows from tiles, with the FISTA step as the epilogue; see tiles.h.
 
-// Registers: atoms x vectors of tiles, of each of which two rows of two columns are summed; a last atom by itself takes
-// more vectors.
+// Registers, and the order of DictionaryPack::pack_tiles: atoms x vectors of tiles, of each of which two rows of two
+// columns are summed; a last atom by itself takes more vectors.
 constexpr int kTileAtoms = 3, kTileVectors = 2, kLoneVectors = 4;
 
 // Vectors of tiles: where the codes of their upper rows go, and what the image combines to.

@@ -66,7 +66,7 @@ static __attribute__((noinline)) void tile_products(const CorrelationBlock& b, c
       pixels += 16 * M * kLanes;
     }
   }
-  add_lanes(sums, to + atom, b.shape.atoms);
+  add_lanes(sums, to + int64_t{4} * M * atom, 4 * M);
 }
 
 // One row kind of all atoms: what the image combines to stays in the first-level cache, and codes are asked for ahead.
@@ -79,7 +79,7 @@ static void tile_kind(const CorrelationBlock& b, const TileLine* lines, int coun
 
 template <int A, int M>
 static void tile_kinds(const CorrelationBlock& b, const TileLine (&lines)[4][kPairsToCorrelate], int count) {
-  const int64_t size = 4 * M * b.shape.atoms;
+  const int64_t size = int64_t{4} * M * b.shape.atoms;
   tile_kind<A, M, 1>(b, lines[0], count, b.sums);
   tile_kind<A, M, -1>(b, lines[1], count, b.sums + size);
   tile_kind<A, M, 0>(b, lines[2], count, b.sums + 2 * size);

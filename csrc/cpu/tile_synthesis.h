@@ -10,10 +10,11 @@ struct TileCodes {
   float* to;
 };
 
-// The products of V vectors of one row kind with M channels: [half][M][2] vectors, for each v.
+// The products of V vectors of one row kind with M channels: [half][M][2] vectors, for each v; of the atoms [atom,
+// end), added to those of the atoms before them.
 template <int M, int V, Codes Kind>
 static __attribute__((noinline)) void multiply_tiles(const SynthesisBlock& b, const TileCodes* at, const float* weights,
-                                                     Vec (*to)[16 * M]) {
+                                                     int atom, int end, Vec (*to)[16 * M]) {
   const float *first[V], *second[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
@@ -25,7 +26,8 @@ static __attribute__((noinline)) void multiply_tiles(const SynthesisBlock& b, co
   for (int i = 0; i < 4 * M; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) sums[i][v] = Vec{};
-  for (int k = 0; k < b.shape.atoms; ++k, weights += 4 * M) {
+  weights += int64_t{4} * M * atom;
+  for (int k = atom; k < end; ++k, weights += 4 * M) {
     const int64_t offset = k * b.code.channel_stride;
     Vec even[V], odd[V];
 #pragma GCC unroll 4
@@ -69,7 +71,7 @@ static __attribute__((noinline)) void multiply_tiles(const SynthesisBlock& b, co
 #pragma GCC unroll 16
   for (int i = 0; i < 4 * M; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) to[v][i] = sums[i][v];
+    for (int v = 0; v < V; ++v) to[v][i] = atom ? to[v][i] + sums[i][v] : sums[i][v];
 }
 
 // Four neighbours of the image from what is added to their sum, difference, upper and lower: combine() turned around.
@@ -113,15 +115,19 @@ template <int M, int V>
 static void multiply_tile_rows(const SynthesisBlock& b, const TileCodes* at, int count) {
   const float* weights = b.dictionary.tiles.spread;
   const int64_t size = int64_t{4} * M * b.shape.atoms;
+  const int some = atoms_to_spread(b.shape, false);
   for (; count >= V; count -= V, at += V) {
     Vec products[V][16 * M];
-    multiply_tiles<M, V, Codes::sum>(b, at, weights, products);
-    multiply_tiles<M, V, Codes::difference>(b, at, weights + size,
-                                            reinterpret_cast<Vec(*)[16 * M]>(products[0] + 4 * M));
-    multiply_tiles<M, V, Codes::first>(b, at, weights + 2 * size,
-                                       reinterpret_cast<Vec(*)[16 * M]>(products[0] + 8 * M));
-    multiply_tiles<M, V, Codes::second>(b, at, weights + 3 * size,
-                                        reinterpret_cast<Vec(*)[16 * M]>(products[0] + 12 * M));
+    for (int atom = 0; atom < b.shape.atoms; atom += some) {
+      const int end = std::min(atom + some, b.shape.atoms);
+      multiply_tiles<M, V, Codes::sum>(b, at, weights, atom, end, products);
+      multiply_tiles<M, V, Codes::difference>(b, at, weights + size, atom, end,
+                                              reinterpret_cast<Vec(*)[16 * M]>(products[0] + 4 * M));
+      multiply_tiles<M, V, Codes::first>(b, at, weights + 2 * size, atom, end,
+                                         reinterpret_cast<Vec(*)[16 * M]>(products[0] + 8 * M));
+      multiply_tiles<M, V, Codes::second>(b, at, weights + 3 * size, atom, end,
+                                          reinterpret_cast<Vec(*)[16 * M]>(products[0] + 12 * M));
+    }
     for (int v = 0; v < V; ++v) spread_tile<M>(products[v], at[v].to, b.products.channel_stride);
   }
   if constexpr (V > 1) {

@@ -77,13 +77,13 @@ static inline bool combine_tiles(const Block& b, int row, float* to) {
     for (int m = 0; m < channels; ++m) {
       Vec d[4][4];  // [column][row] of the tiles' images.
 #pragma GCC unroll 4
-      for (int row = 0; row < 4; ++row) {
+      for (int j = 0; j < 4; ++j) {
 #pragma GCC unroll 2
         for (int column = 0; column < 4; column += 2) {
-          const float* from = rows[row] + m * b.image.channel_stride + tile * kTileColumns + column;
+          const float* from = rows[j] + m * b.image.channel_stride + tile * kTileColumns + column;
           const Vec low = load(from), high = load(from + kLanes);
-          d[column][row] = even_columns(low, high);
-          d[column + 1][row] = odd_columns(low, high);
+          d[column][j] = even_columns(low, high);
+          d[column + 1][j] = odd_columns(low, high);
         }
       }
 #pragma GCC unroll 4

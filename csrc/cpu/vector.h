@@ -138,19 +138,31 @@ static inline float sum(Vec value) {
   return total;
 }
 
-// The sum of each row's lanes, in the lane of its number: log2(kLanes) rounds that fold rows i, i + half into one.
-static inline Vec lane_sums(Vec (&rows)[kLanes]) {
-  IntVec low, high;
+// Every second group of lanes of a, then of b, plus the others: within 128 bits, where shuffles are cheap, for single
+// lanes.
+template <int Group>
+static inline __attribute__((always_inline)) Vec fold(Vec a, Vec b) {
+  constexpr int kBlock = Group == 1 ? 4 : kLanes, kHalf = kBlock / 2;
+  IntVec even, odd;
   for (int lane = 0; lane < kLanes; ++lane) {
-    low[lane] = lane / 2 + (lane % 2) * kLanes;
-    high[lane] = low[lane] + kLanes / 2;
+    const int at = lane % kBlock;
+    even[lane] = lane - at + at % kHalf / Group * 2 * Group + at % Group + at / kHalf * kLanes;
+    odd[lane] = even[lane] + Group;
   }
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2)
+  return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+}
+
+// The sum of each row's lanes, in the lane of its number: every round folds two rows into one.
+template <int Rows, int Lanes = kLanes>
+static inline __attribute__((always_inline)) Vec lane_sums(Vec* rows) {
+  if constexpr (Lanes == 1) {
+    return rows[0];
+  } else {
 #pragma GCC unroll 16
-    for (int i = 0; i < half; ++i)
-      rows[i] = __builtin_shuffle(rows[i], rows[i + half], low) + __builtin_shuffle(rows[i], rows[i + half], high);
-  return rows[0];
+    for (int i = 0; i < Rows; i += 2)
+      rows[i / 2] = fold<(4 * Lanes > kLanes ? 1 : 4)>(rows[i], rows[i + 1 < Rows ? i + 1 : i]);
+    return lane_sums<(Rows + 1) / 2, Lanes / 2>(rows);
+  }
 }
 
 // Transposes a kLanes x kLanes block: log2(kLanes) rounds of perfect shuffles of rows i, i + half.

@@ -152,7 +152,7 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
   row_by_row.list = rows_.data();
   row_by_row.weights = row_by_row_.data();
 
-  if (pairs && widths.tiles) pack_tiles(scale, kernels.tile_atoms);
+  if (pairs && widths.suit_tiles) pack_tiles(scale, kernels.tile_atoms);
   if (pairs && !view_.tiles) pair_taps(s, scale, kernels);
   if (products_.empty()) {
     products_ = rows;
@@ -318,31 +318,30 @@ void read_image(const Strided& from, const Plane& to, const Shape& s, const Widt
   }
 }
 
-void write_image(const Plane& from, const Strided& to, const Shape& s, const Widths& widths) {
+void write_image(const Plane& from, float scale, const Strided& to, const Shape& s, const Widths& widths) {
   for (int h = 0; h < s.height; ++h) {
     const float* row = from.row(h);
     each_pixel(s, widths, [&](int m, int w, int64_t position) {
-      write(to, m * to.channel + h * to.row + w * to.column, row[position]);
+      write(to, m * to.channel + h * to.row + w * to.column, scale * row[position]);
     });
   }
 }
 
 std::vector<float> DictionaryPack::gradient_of_tiles(const double* sums) const {
   std::vector<float> gradient(plain_.size());
-  std::vector<double> taps(9 * atoms_), columns(3 * atoms_);
-  for (int m = 0; m < channels_; ++m) {
-    std::fill(taps.begin(), taps.end(), 0.0);
-    for (int row = 0; row < 4; ++row) {
-      std::fill(columns.begin(), columns.end(), 0.0);
-      for (int i = 0; i < 4; ++i) {
-        const int64_t product = ((2 * row + i / 2) * channels_ + m) * 2 + i % 2;
-        add_filtered(kTileFilters[i], sums + product * atoms_, atoms_, columns.data());
+  float* to = gradient.data();
+  for (int k = 0; k < atoms_; ++k) {
+    for (int m = 0; m < channels_; ++m) {
+      double taps[9] = {};
+      for (int row = 0; row < 4; ++row) {
+        const double* products = sums + (static_cast<int64_t>(row) * atoms_ + k) * 4 * channels_;
+        double columns[3] = {};
+        for (int i = 0; i < 4; ++i)
+          add_filtered(kTileFilters[i], products + (i / 2 * channels_ + m) * 2 + i % 2, 1, columns);
+        add_filtered(kTileFilters[row], columns, 3, taps);
       }
-      add_filtered(kTileFilters[row], columns.data(), 3 * atoms_, taps.data());
+      for (const double tap : taps) *to++ = static_cast<float>(tap);
     }
-    for (int k = 0; k < atoms_; ++k)
-      for (int tap = 0; tap < 9; ++tap)
-        gradient[(static_cast<int64_t>(k) * channels_ + m) * 9 + tap] = static_cast<float>(taps[tap * atoms_ + k]);
   }
   return gradient;
 }
@@ -352,13 +351,14 @@ std::vector<float> DictionaryPack::gradient(const double* sums) const {
   std::vector<float> gradient(plain_.size());
   const int64_t per_atom = static_cast<int64_t>(channels_) * kernel_height_ * kernel_width_;
   for (const Product& product : products_) {
-    for (int tap = 0; tap < view_.row_taps; ++tap) {
-      const int m = tap / kernel_width_, dx = columns_[tap % kernel_width_];
-      float* column = gradient.data() + static_cast<int64_t>(m) * kernel_height_ * kernel_width_ + dx;
-      for (int k = 0; k < atoms_; ++k, ++sums, column += per_atom)
+    for (int k = 0; k < atoms_; ++k) {
+      for (int tap = 0; tap < view_.row_taps; ++tap, ++sums) {
+        const int m = tap / kernel_width_, dx = columns_[tap % kernel_width_];
+        float* column = gradient.data() + k * per_atom + static_cast<int64_t>(m) * kernel_height_ * kernel_width_ + dx;
         for (int i = 0; i < kMostTaps; ++i)
           if (product.weights[i] != 0)
             column[product.taps[i] * kernel_width_] += static_cast<float>(product.weights[i] * *sums);
+      }
     }
   }
   return gradient;

@@ -45,7 +45,7 @@ class Pool {
   // Rows of codes: a ring of at least `rows`, or all of them.
   Plane codes(int rows) {
     return rows_of(shape_.atoms, widths_.code, widths_.code_margin, rows, shape_.code_height,
-                   widths_.tiles ? row_of_tiles() : 0);
+                   widths_.suit_tiles ? row_of_tiles() : 0);
   }
 
   // Phased rows of an image.
@@ -54,6 +54,7 @@ class Pool {
   // Room for what so many pairs of code rows combine of the image; none where there are no pairs.
   float* combined(const PackedDictionary& dictionary, int count) {
     if (!dictionary.combines()) return nullptr;
+    // Of tiles 16 vectors for two of code columns.
     if (dictionary.tiles) return floats(int64_t{8} * count * shape_.channels * widths_.code);
     const int rows = count * dictionary.pairs.rows();
     return image(rows, rows).base;
@@ -62,6 +63,7 @@ class Pool {
   // Room for the products of a synthesis.
   Plane products(const PackedDictionary& dictionary, const Kernels& kernels) {
     const int columns = keeps_columns(shape_, kernels.shifts) ? shape_.columns_of(0) : 1;
+    // Of tiles four rows, of each the columns beside the tile and below it.
     const int products = (dictionary.tiles ? 8 : dictionary.spread.rows() * columns) * shape_.channels;
     const int pairs = pairs_to_spread(shape_, kernels.lanes);
     return rows_of(products, widths_.product, widths_.margin, pairs, pairs);
@@ -82,8 +84,9 @@ class Pool {
  private:
   Plane image(int rows, int all) { return rows_of(shape_.channels * shape_.stride_width, widths_.phase, 0, rows, all); }
 
-  // A correlation of tiles reads the rows of two atoms again and again: each row begins as many lines behind the one
-  // before as they take, modulo the 64 sets of a first-level cache, so that they are spread over all sets.
+  // A correlation of tiles of three channels reads the rows of two atoms again and again (of fewer channels, those of
+  // more atoms): each row begins as many lines behind the one before as two atoms take, modulo the 64 sets of a
+  // first-level cache, so that they are spread over all sets.
   int64_t row_of_tiles() const {
     constexpr int64_t kSets = 64 * 16;
     const int64_t count = int64_t{1} * shape_.atoms * widths_.code;
@@ -163,6 +166,6 @@ class DictionaryPack {
 
 // x, a mask or a gradient of an image to and from phased rows.
 void read_image(const Strided& from, const Plane& to, const Shape& s, const Widths& widths);
-void write_image(const Plane& from, const Strided& to, const Shape& s, const Widths& widths);
+void write_image(const Plane& from, float scale, const Strided& to, const Shape& s, const Widths& widths);
 
 }  // namespace csc
