@@ -6,6 +6,7 @@ shapes also when a graph is made, of values when it runs. The others are about P
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -94,11 +95,31 @@ def parameter(name: str, value: Any, positive: bool = False) -> Tensor:
     """
     if not isinstance(value, Tensor):
         check_number(name, value, positive)
-        return torch.full((), value, dtype=torch.float64, device="cpu")
+        return scalar(value) if _are_tensors_special() else _kept_scalar(value)
     if value.dtype is torch.float32 or value.dtype is torch.float64:
         return value
     check_floating(name, value)
     return value.float()
+
+
+def _are_tensors_special() -> bool:
+    """Whether a compiler, a mode or a transform gives new tensors a meaning that ends with it."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def scalar(value: float) -> Tensor:
+    return torch.full((), value, dtype=torch.float64, device="cpu")
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_scalar(value: float) -> Tensor:
+    """Most calls repeat the numbers of the last one, and memory that is not in a cache makes a tensor slow."""
+    with torch.inference_mode(False):
+        return scalar(value)
 
 
 def check_floating(name: str, value: Tensor) -> None:

@@ -12,12 +12,13 @@ import torch
 from problems import random_problem
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import csc_kernels as csc
-from csc_kernels import CSCConv2d
+from csc_kernels import CSCConv2d, checks
 
 CHANNELS = (3, 16)  # the stem's kernels, and the wide ones
 both_widths = pytest.mark.parametrize("channels", CHANNELS, ids=("stem", "wide"))
@@ -247,6 +248,27 @@ def test_the_code_has_the_dtype_of_x_whatever_the_parameters_are(
         assert z.dtype == dtype
         mapped = torch.vmap(lambda x: csc.fista(x, d, lmbda, 0.01, padding=1, square_noise=square_noise))  # noqa: B023
         assert mapped(x).dtype == dtype
+
+
+def test_numbers_met_first_in_a_mode_or_transform_are_plain_ones_later() -> None:
+    """Tensors of lmbda, mu and step_size are kept from call to call."""
+    x, d = image(3), torch.randn(4, 3, 3, 3, requires_grad=True)
+
+    def solve(x: Tensor, lmbda: float, d: Tensor = d) -> Tensor:
+        return csc.fista(x, d, lmbda, 0.0123, padding=1).sum()
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        solve(mode.from_tensor(x), 0.171)
+    torch.func.grad(lambda x: solve(x, 0.172))(x)
+    torch.func.functionalize(lambda x: solve(x, 0.173))(x)
+    with torch.inference_mode():
+        solve(x, 0.174)
+    torch.compile(solve, backend="eager")(x, 0.175)
+    for lmbda in (0.171, 0.172, 0.173, 0.174, 0.175):
+        (found,) = torch.autograd.grad(solve(x, lmbda), d)
+        (expected,) = torch.autograd.grad(solve(x, torch.tensor(lmbda, dtype=torch.float64)), d)
+        assert type(found) is Tensor and torch.equal(found, expected)
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(checks.parameter("lmbda", lmbda))
 
 
 # torch.func, and forward mode.

@@ -25,7 +25,7 @@ def problem(columns: int, rows: int = 6, **options) -> Problem:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("atoms", (3, 4, 5, 12))  # No tiles; blocks of three, and those left over one by one.
+@pytest.mark.parametrize("atoms", (3, 4, 7, 12))  # No tiles; blocks of four, and those left over one by one.
 @pytest.mark.parametrize("channels", (1, 2, 3, 4))
 @pytest.mark.parametrize("columns", WIDTHS)
 def test_every_width_obeys_the_rule(backend: str, columns: int, channels: int, atoms: int) -> None:

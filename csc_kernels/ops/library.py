@@ -10,6 +10,11 @@ from torch import Tensor
 
 LIBRARY = torch.library.Library("csc", "DEF")
 
+_KERNELS: dict[Any, Callable[..., Any]] = {}  # By op.
+
+# What is left of a call on the CPU below autograd, where no mode looks on.
+_CPU_ALONE = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
 
 def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Define torch.ops.csc.<name> with its kernel for every device, its fake, and its vmap rule."""
@@ -19,6 +24,7 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
     torch.library.register_fake(f"csc::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.csc, name).default
     torch.library.register_vmap(f"csc::{name}", _vmap_rule(op), lib=LIBRARY)
+    _KERNELS[op] = kernel
     return op
 
 
@@ -31,10 +37,15 @@ def register_autograd(op: Any, backward: Callable[..., Any], setup_context: Call
     """
     name = op._schema.name.split("::")[1]
 
+    def below(keys: torch._C.DispatchKeySet, inputs: tuple) -> Any:
+        left = keys & torch._C._after_ADInplaceOrView_keyset
+        # The dispatcher would come to the same, a little later.
+        return _KERNELS[op](*inputs) if left == _CPU_ALONE else op.redispatch(left, *inputs)
+
     def forward(ctx: Any, *args: Any) -> Any:
         inputs, keys = args[:-1], args[-1]
         with torch._C._AutoDispatchBelowAutograd():
-            output = op.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+            output = below(keys, inputs)
             setup_context(ctx, inputs, output)
         return output
 
@@ -48,7 +59,7 @@ def register_autograd(op: Any, backward: Callable[..., Any], setup_context: Call
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return function.apply(*args, keys)
         with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keys & torch._C._after_autograd_keyset, *args)
+            return below(keys, args)
 
     LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):

@@ -2,7 +2,7 @@
 
 // Registers, and the order of DictionaryPack::pack_tiles: atoms x vectors of tiles, of each of which two rows of two
 // columns are summed; a last atom by itself takes more vectors.
-constexpr int kTileAtoms = 3, kTileVectors = 2, kLoneVectors = 4;
+constexpr int kTileAtoms = 4, kTileVectors = 2, kLoneVectors = 4;
 
 // Vectors of tiles: where the codes of their upper rows go, and what the image combines to.
 struct TilePositions {
@@ -14,14 +14,14 @@ struct TilePositions {
 };
 
 // What is multiplied, one product after the other.
-template <int A, int V>
+template <int M, int A, int V>
 struct TileProducts {
   const float *pixels[V], *weights;
-  const int channels;
 
   // Adds half of a row kind: sums and differences, or uppers and lowers.
   inline __attribute__((always_inline)) void add_half(Vec (&even)[A][V], Vec (&odd)[A][V]) {
-    for (int m = 0; m < channels; ++m) {
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
       add_product<A, V>(0, pixels, weights, even);
       add_product<A, V>(kLanes, pixels, weights, odd);
 #pragma GCC unroll 8
@@ -50,8 +50,8 @@ struct TileProducts {
   }
 };
 
-// A atoms x V vectors of tiles at a time.
-template <int A, int V>
+// A atoms x V vectors of tiles of M channels at a time.
+template <int M, int A, int V>
 static void tile_positions(const AnalysisBlock& b, const TilePositions& positions, int from, int atom,
                            const float* const weights) {
   const AnalysisEpilogue& e = b.epilogue;
@@ -59,7 +59,7 @@ static void tile_positions(const AnalysisBlock& b, const TilePositions& position
   const bool usual = is_usual(e);
   Rows<2 * V> rows(e, atom);
   for (; from + V <= positions.count; from += V) {
-    TileProducts<A, V> products{{}, weights, b.shape.channels};
+    TileProducts<M, A, V> products{{}, weights};
     bool whole = usual;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
@@ -120,27 +120,28 @@ static void tile_positions(const AnalysisBlock& b, const TilePositions& position
     finish_row(1, even, odd);
   }
   if constexpr (V > 1) {
-    if (from < positions.count) tile_positions<A, V / 2>(b, positions, from, atom, weights);
+    if (from < positions.count) tile_positions<M, A, V / 2>(b, positions, from, atom, weights);
   }
 }
 
+template <int M>
 static void tile_atoms(const AnalysisBlock& b, const TilePositions& at) {
   const float* weights = b.dictionary.tiles.analysis;
-  const int per_atom = 16 * b.shape.channels;
+  constexpr int per_atom = 16 * M;
   int atom = 0;
   for (; atom + kTileAtoms <= b.shape.atoms; atom += kTileAtoms, weights += kTileAtoms * per_atom)
-    tile_positions<kTileAtoms, kTileVectors>(b, at, 0, atom, weights);
-  for (; atom < b.shape.atoms; ++atom, weights += per_atom) tile_positions<1, kLoneVectors>(b, at, 0, atom, weights);
+    tile_positions<M, kTileAtoms, kTileVectors>(b, at, 0, atom, weights);
+  for (; atom < b.shape.atoms; ++atom, weights += per_atom) tile_positions<M, 1, kLoneVectors>(b, at, 0, atom, weights);
 }
 
-// Code rows [begin, end), where `begin` is even and `end` is, or is the end of the code.
-static void analysis_tiles(const AnalysisBlock& b, int begin, int end) {
-  const int64_t size = 16 * b.shape.channels * kLanes;
+template <int M>
+static void tile_rows(const AnalysisBlock& b, int begin, int end) {
+  constexpr int64_t size = 16 * M * kLanes;
   const int64_t hot =
       std::clamp<int64_t>(kHotBytes / 4 / size / kLoneVectors * kLoneVectors, kLoneVectors, TilePositions::kMost);
   TilePositions at;
   const auto flush = [&] {
-    if (at.count) tile_atoms(b, at);
+    if (at.count) tile_atoms<M>(b, at);
     at.count = 0;
   };
   for (int row = begin, found = 0; row < end; row += 2) {
@@ -165,4 +166,16 @@ static void analysis_tiles(const AnalysisBlock& b, int begin, int end) {
     }
   }
   flush();
+}
+
+// Code rows [begin, end), where `begin` is even and `end` is, or is the end of the code.
+static void analysis_tiles(const AnalysisBlock& b, int begin, int end) {
+  switch (b.shape.channels) {
+    case 1:
+      return tile_rows<1>(b, begin, end);
+    case 2:
+      return tile_rows<2>(b, begin, end);
+    default:
+      return tile_rows<3>(b, begin, end);
+  }
 }
