@@ -300,7 +300,7 @@ MUTATIONS: dict[str, Table] = {
             ("if (lanes == 2) return <<shift<2>(low, next)>>", "shift<1>(low, next)", "avx512"),
             ("if (lanes == 3) return <<shift<3>(low, next)>>", "shift<2>(low, next)", "avx512"),
             ("+ <<__builtin_shuffle(a, b, odd)>>", "Vec{}"),
-            ("fold<(<<4 * Lanes > kLanes>> ? 1 : 4)>", "true"),
+            ("+ at % Group + <<at / kHalf * kLanes>>", "0"),
             ("rows[<<i + 1 < Rows ? i + 1 : i>>]", "i"),
         ],
     ),
