@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from cases import CASES, HIGH, LAYOUTS, MODES, NAMES, contender, peak
-from harness import choose_allocator, console, interleave, provenance, show, update_csv
+from harness import choose_allocator, console, interleave, middle_rows, provenance, read_csv, show, update_csv
 from memory import peak_bytes
 
 # Whose memory a training step of the stems is compared.
@@ -34,11 +37,25 @@ def run_case(
     return [{"case": case, "mode": mode, "dtype": dtype, **one.row()} for one in contenders]
 
 
+def in_processes(count: int, options: list[str]) -> list[dict[str, object]]:
+    """Rows of so many fresh processes: of each contender that with the median of its medians."""
+    rows = []
+    for number in range(count):
+        console.print(f"[dim]process {number + 1} of {count}[/]")
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([sys.executable, __file__, *options, "--out", folder], check=True)
+            rows += read_csv(Path(folder) / "fista.csv")
+    return middle_rows(rows)
+
+
 def main(
     case: Annotated[str, typer.Option(help="Only cases whose name contains this.")] = "",
     mode: Annotated[str, typer.Option(help="forward or training; both when empty.")] = "",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     rounds: Annotated[int, typer.Option(min=2, help="At least so many rounds.")] = 7,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Each row is the median of so many processes, between which times differ.")
+    ] = 1,
     quick: Annotated[bool, typer.Option(help="Three rounds, no memory.")] = False,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     allocator: Annotated[str, typer.Option(help="keep or system, see harness.choose_allocator.")] = "keep",
@@ -59,8 +76,13 @@ def main(
     choose_allocator(allocator)
     for name in chosen:
         for kind in [mode] if mode else MODES:
-            rows = run_case(name, kind, dtype, 3 if quick else rounds, 0 if quick else 6, not quick)
-            rows = [{**row, "allocator": allocator, **provenance()} for row in rows]
+            if processes > 1:
+                options = ["--case", name, "--mode", kind, "--dtype", dtype, "--allocator", allocator]
+                options += ["--rounds", str(rounds), "--threads", str(threads), *(["--quick"] if quick else [])]
+                rows = in_processes(processes, options)
+            else:
+                rows = run_case(name, kind, dtype, 3 if quick else rounds, 0 if quick else 6, not quick)
+                rows = [{**row, "allocator": allocator, **provenance()} for row in rows]
             update_csv(out / "fista.csv", rows)
             show(f"{name}, {kind}, {dtype}", rows)
 

@@ -159,6 +159,20 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def middle_rows(rows: Sequence[Mapping[str, str]]) -> list[dict[str, object]]:
+    """Of rows that several processes measured, those with the median time of each contender, and all its rounds."""
+    names = [*GROUP, "contender", "layout"]
+    measured: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for row in rows:
+        measured.setdefault(tuple(row[name] for name in names), []).append(row)
+    found: list[dict[str, object]] = []
+    for group in measured.values():
+        ordered = sorted(group, key=lambda row: float(row["p50_ms"]))
+        rounds = sum(int(row["rounds"]) for row in group)
+        found.append({**ordered[(len(ordered) - 1) // 2], "rounds": rounds})
+    return found
+
+
 def update_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Put whole groups of rows into the file in place of their last measurement."""
     new = [{name: str(row.get(name, "")) for name in COLUMNS} for row in rows]

@@ -133,6 +133,16 @@ def test_a_new_run_replaces_its_own_rows_only(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_of_several_processes_the_median_counts() -> None:
+    rows = [
+        {**dict.fromkeys(harness.COLUMNS, ""), "contender": name, "p50_ms": time, "rounds": "4"}
+        for name, times in (("cleaned", ("9.0", "10.0", "2.0")), ("csc.fista", ("1.0", "3.0", "2.0")))
+        for time in times
+    ]
+    found = [(row["contender"], row["p50_ms"], row["rounds"]) for row in harness.middle_rows(rows)]
+    assert found == [("cleaned", "9.0", 12), ("csc.fista", "2.0", 12)]
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "fista.csv"
     harness.update_csv(path, _rows({"cleaned": 8.0}))
