@@ -95,7 +95,7 @@ def parameter(name: str, value: Any, positive: bool = False) -> Tensor:
     """
     if not isinstance(value, Tensor):
         check_number(name, value, positive)
-        return scalar(value) if _are_tensors_special() else _kept_scalar(value)
+        return _scalar(value) if _are_tensors_special() else _kept_scalar(value)
     if value.dtype is torch.float32 or value.dtype is torch.float64:
         return value
     check_floating(name, value)
@@ -111,7 +111,7 @@ def _are_tensors_special() -> bool:
     )
 
 
-def scalar(value: float) -> Tensor:
+def _scalar(value: float) -> Tensor:
     return torch.full((), value, dtype=torch.float64, device="cpu")
 
 
@@ -119,7 +119,7 @@ def scalar(value: float) -> Tensor:
 def _kept_scalar(value: float) -> Tensor:
     """Most calls repeat the numbers of the last one, and memory that is not in a cache makes a tensor slow."""
     with torch.inference_mode(False):
-        return scalar(value)
+        return _scalar(value)
 
 
 def check_floating(name: str, value: Tensor) -> None:

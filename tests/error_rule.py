@@ -56,7 +56,7 @@ def assert_error(
     # Against itself float64 is no oracle: PyTorch's error is none, and what remains is the order of sums.
     units = 32 if peers[0].dtype is torch.float64 else 4
     error = actual.double() - oracle
-    for name, measure in (("maximum", _largest), ("rms", _rms)):
+    for name, measure in (("maximum", _largest), ("rms", rms)):
         own = max(measure(peer.double() - oracle) for peer in peers)
         allowed = times * own + times / 2 * units * eps * measure(oracle)
         if spread is not None:
@@ -71,7 +71,7 @@ def _largest(t: Tensor) -> float:
     return t.abs().max().item()
 
 
-def _rms(t: Tensor) -> float:
+def rms(t: Tensor) -> float:
     return t.square().mean().sqrt().item()
 
 

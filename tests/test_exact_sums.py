@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conditions import ISAS
+from error_rule import rms
 from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d
 
@@ -12,10 +13,6 @@ import csc_kernels as csc
 from csc_kernels import native
 
 pytestmark = pytest.mark.parametrize("backend", ("native",), indirect=True)
-
-
-def rms(error: Tensor) -> float:
-    return error.double().square().mean().sqrt().item()
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.parametrize("backend", ("native",), indirect=True)
 
 KINDS = (torch.isnan, torch.isposinf, torch.isneginf)
 
-# The second vector of a row's last tile has one column, all, or most; several tiles; and a width that takes none.
-WIDTHS = (17, 32, 30, 96, 113, 80)
+# The second vector of a row's last tile has one column, all, or most; several tiles; and widths that take none.
+WIDTHS = (17, 32, 30, 96, 113, 16, 80, 97)
 
 
 def problem(columns: int, rows: int = 6, **options) -> Problem:
@@ -25,7 +25,7 @@ def problem(columns: int, rows: int = 6, **options) -> Problem:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("atoms", (3, 4, 7, 12))  # No tiles; blocks of four, and those left over one by one.
+@pytest.mark.parametrize("atoms", (1, 2, 3, 4, 5, 7, 12))  # Too few; blocks of four and what is left.
 @pytest.mark.parametrize("channels", (1, 2, 3, 4))
 @pytest.mark.parametrize("columns", WIDTHS)
 def test_every_width_obeys_the_rule(backend: str, columns: int, channels: int, atoms: int) -> None:
@@ -57,7 +57,7 @@ def test_every_option_obeys_the_rule(backend: str, columns: int, options: dict) 
     assert_gradients(Problem.solve, Problem.plain, one)
 
 
-@pytest.mark.parametrize("atoms", (3, 4, 5, 7, 13))
+@pytest.mark.parametrize("atoms", (1, 2, 3, 4, 5, 7, 13))
 @pytest.mark.parametrize("channels", (1, 2, 3))
 @pytest.mark.parametrize("columns", (17, 32, 64))
 def test_gradients_obey_the_rule(backend: str, columns: int, channels: int, atoms: int) -> None:
