@@ -70,6 +70,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def written_rows(out: Path) -> list[dict[str, str]]:
+    """The rows of log.csv but for the speed, which no two runs share."""
+    with (out / "log.csv").open(newline="") as file:
+        return [{**row, "images_per_second": ""} for row in csv.DictReader(file)]
+
+
 def assert_same_weights(one: Path, other: Path) -> None:
     expected, found = weights(one), weights(other)
     assert expected.keys() == found.keys()
@@ -82,8 +88,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 def test_a_run_leaves_checkpoints_a_model_and_logs(finished: Path) -> None:
     assert {"last.ckpt", "best.ckpt", "model", "log.csv", "tensorboard"} == set(os.listdir(finished))
-    with (finished / "log.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = written_rows(finished)
     assert [row["step"] for row in rows] == ["3", "6", "9"]
     for kind in ("sparsity", "reconstruction_error", "lmbda", "lipschitz"):
         values = [float(value) for name, value in rows[-1].items() if name.startswith(f"{kind}/")]
@@ -124,6 +129,32 @@ def test_stopped_at_any_step_a_run_ends_at_the_same_weights(
             train(TINY, tmp_path)
     train(TINY, tmp_path)
     assert_same_weights(finished, tmp_path)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+@pytest.mark.parametrize("part", ["_evaluate", "_export", "_save"])
+def test_stopped_at_the_end_of_an_epoch_a_run_loses_no_part_of_its_results(
+    part: str, epoch: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TINY has epochs of three steps, and a checkpoint after every second one."""
+    whole = getattr(loop.Run, part)
+    with monkeypatch.context() as patch:
+
+        def stop(run: loop.Run, *names: str) -> object:
+            if run.step == 3 * epoch and names in ((), ("last.ckpt",)):
+                raise KeyboardInterrupt
+            return whole(run, *names)
+
+        patch.setattr(loop.Run, part, stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(TINY, tmp_path)
+    train(TINY, tmp_path)
+    assert_same_weights(finished, tmp_path)
+    one, other = (torch.load(out / "best.ckpt", weights_only=True) for out in (finished, tmp_path))
+    assert one["step"] == other["step"]
+    one, other = ((out / "model" / "model.safetensors").read_bytes() for out in (finished, tmp_path))
+    assert one == other
+    assert written_rows(tmp_path) == written_rows(finished)
 
 
 def test_a_finished_run_called_again_changes_nothing(finished: Path) -> None:

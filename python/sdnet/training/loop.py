@@ -81,6 +81,7 @@ class Run:
                 self.network.module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True
             )
         self.step, self.best = 0, -1.0
+        self.losses: list[float] = []  # Of the steps of this epoch.
         if (out / "last.ckpt").exists():
             self._restore(out / "last.ckpt")
         self.records = Records(out, self.step) if fabric.is_global_zero else None
@@ -97,6 +98,7 @@ class Run:
             "recipe": self.recipe.as_dict(),
             "step": self.step,
             "best": self.best,
+            "losses": self.losses,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -112,6 +114,7 @@ class Run:
             forget_step_sizes(self.average)
         forget_step_sizes(self.network)
         self.step, self.best = state["step"], state["best"]
+        self.losses = state.get("losses", [])  # None where an earlier version saved.
         torch.set_rng_state(state["generator"])
         self.fabric.print(f"going on after step {self.step}, from {path}")
 
@@ -140,31 +143,34 @@ class Run:
                 numbers |= self._evaluate()
                 improved = numbers["accuracy"] > self.best
                 self.best = max(self.best, numbers["accuracy"])
-                self._save("last.ckpt")
                 if improved:
                     self._save("best.ckpt")
                 self._export()
                 if self.records is not None:
                     self.records.add(self.step, {"epoch": epoch + 1, **numbers})
+                self._save("last.ckpt")  # At the end: whoever goes on from here finds the rest written.
                 progress.end(epoch, numbers)
         return numbers
 
     def _epoch(self, epoch: int, first: int, progress: TrainingProgress) -> dict[str, float]:
         self.network.train()
-        losses, seen, start = [], 0, time.perf_counter()
+        seen, start = 0, time.perf_counter()
         for pictures, labels in self.batches.epoch(epoch, first):
             rate = self._rate()
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             loss = self._update(self._prepared(pictures), labels.to(self.fabric.device))
-            losses.append(loss)
+            self.losses.append(loss)
             self.step += 1
             seen += self.recipe.data.batch
-            if self.step % self.recipe.checkpoint_steps == 0:
+            # Not after the last step of an epoch, which is over when it has been evaluated.
+            if self.step % self.recipe.checkpoint_steps == 0 and self.step % len(self.batches) > 0:
                 self._save("last.ckpt")
             progress.advance(loss, seen / (time.perf_counter() - start))
+        loss = sum(self.losses) / len(self.losses)
+        self.losses.clear()
         return {
-            "train_loss": sum(losses) / len(losses),
+            "train_loss": loss,
             "learning_rate": rate,
             "images_per_second": seen / (time.perf_counter() - start),
         }
