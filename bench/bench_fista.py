@@ -10,7 +10,7 @@ from typing import Annotated
 
 import torch
 import typer
-from cases import CASES, HIGH, LAYOUTS, MODES, NAMES, contender, peak
+from cases import CASES, HIGH, LAYOUTS, MODES, NAMES, contender, memory, peak
 from harness import choose_allocator, console, interleave, middle_rows, provenance, read_csv, show, update_csv
 from memory import peak_bytes
 
@@ -19,7 +19,7 @@ MEASURED_MEMORY = ("published", "cleaned", "compiled", "csc.fista", "CSCConv2d")
 
 
 def run_case(
-    case: str, mode: str, dtype: str, rounds: int, seconds: float, memory: bool
+    case: str, mode: str, dtype: str, rounds: int, seconds: float, measure_memory: bool
 ) -> list[dict[str, object]]:
     """All contenders of one case, interleaved; the rows without the machine's columns."""
     torch._dynamo.reset()  # Each case compiles its own shapes, below the limit of recompilations.
@@ -27,12 +27,12 @@ def run_case(
     if not CASES[case].stem and dtype == "float32":
         pairs += [(HIGH, layout) for layout in LAYOUTS]
     contenders = [contender(name, CASES[case], layout, mode, getattr(torch, dtype)) for name, layout in pairs]
-    if memory and mode == "training" and CASES[case].stem:
+    if measure_memory and mode == "training" and CASES[case].stem:
         with console.status(f"{case}: memory"):
             for one in contenders:
                 if one.name in MEASURED_MEMORY:
                     one.peak_bytes = peak_bytes(case, one.name, one.layout, dtype)
-    contenders.append(peak(getattr(torch, dtype)))
+    contenders += [peak(getattr(torch, dtype)), memory()]
     interleave(contenders, f"{case}, {mode}, {dtype}", rounds=rounds, seconds=seconds)
     return [{"case": case, "mode": mode, "dtype": dtype, **one.row()} for one in contenders]
 

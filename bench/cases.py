@@ -20,7 +20,9 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 NAMES = ("published", "cleaned", "compiled", "conv2d", "csc.fista", "CSCConv2d")
 HIGH = "csc.fista high"  # Where the caller has allowed less precision than float32's, for wide layers.
 MODES = ("forward", "training")
-PEAK = "peak"  # The contender whose rate stands for the machine's, see `peak`.
+# The contenders whose rates stand for the machine's, see `peak` and `memory`.
+PEAK, MEMORY = "peak", "memory"
+MEMORY_NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,17 @@ def peak(dtype: torch.dtype) -> Contender:
 def peak_rate(milliseconds: float) -> float:
     """Operations per second of `peak`."""
     return CASES["64->64, 32x32, batch 64"].operations("forward") / 3 / (1e-3 * milliseconds)
+
+
+def memory() -> Contender:
+    """The sum of two tensors of 16 MiB, the size of the CIFAR stem's code: tells how much other work there is."""
+    first, second, total = (torch.ones(MEMORY_NUMBERS) for _ in range(3))
+    return Contender(MEMORY, "contiguous", partial(torch.add, first, second, out=total))
+
+
+def memory_rate(milliseconds: float) -> float:
+    """Bytes per second that `memory` reads and writes."""
+    return 3 * 4 * MEMORY_NUMBERS / (1e-3 * milliseconds)
 
 
 def contender(name: str, case: Case, layout: str, mode: str, dtype: torch.dtype) -> Contender:

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-from cases import PEAK
+from cases import MEMORY, PEAK
 from matplotlib import pyplot
 from runs import Run, median
 
@@ -42,7 +42,7 @@ def plot_runs(runs: list[Run], folder: Path, name: str) -> None:
 
 
 def _panel(axis: pyplot.Axes, run: Run) -> None:
-    names = dict.fromkeys(row["contender"] for row in run.rows if row["contender"] != PEAK)
+    names = dict.fromkeys(row["contender"] for row in run.rows if row["contender"] not in (PEAK, MEMORY))
     rows = sorted((run.fastest(name) for name in names), key=median, reverse=True)
     medians = [median(row) for row in rows]
     spread = [

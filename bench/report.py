@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cases import CASES, NAMES, PEAK, peak_rate
+from cases import CASES, MEMORY, NAMES, PEAK, memory_rate, peak_rate
 from harness import console, read_csv
 from paths_report import paths_table, phases_table
 from plots import plot_runs
@@ -67,7 +67,7 @@ def roofline_table(runs: list[Run]) -> str:
 
     Winograd's products are fewer than those counted, which are a direct convolution's: shares can be above 100 %.
     """
-    header = ["case", "GFLOP", "GFLOP/s", "a convolution's", "share", "ratio at the convolution's rate"]
+    header = ["case", "GFLOP", "GFLOP/s", "a convolution's", "share", "ratio at its rate", "GB/s of a sum"]
     lines = []
     for run in runs:
         best, reference = run.fastest("csc.fista"), run.fastest(PEAK)
@@ -79,7 +79,9 @@ def roofline_table(runs: list[Run]) -> str:
         possible = median(run.fastest(*PYTORCH)) / floor
         cells = [operations, rate, peak]
         shown = [f"{1e-9 * value:.{digits}f}" for value, digits in zip(cells, (2, 0, 0))]
-        lines.append([f"{run.case}; {run.mode}", *shown, f"{rate / peak:.0%}", times(possible)])
+        sums = run.fastest(MEMORY)
+        memory = "" if sums is None else f"{1e-9 * memory_rate(median(sums)):.0f}"
+        lines.append([f"{run.case}; {run.mode}", *shown, f"{rate / peak:.0%}", times(possible), memory])
     return table(header, lines) if lines else ""
 
 

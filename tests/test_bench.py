@@ -124,6 +124,14 @@ def test_ablation_has_every_backend_and_path(tmp_path: Path) -> None:
     assert "| 2.00x | 3.00x | 2.00x |" in text
 
 
+def test_arithmetic_has_the_rates_of_the_machine(tmp_path: Path) -> None:
+    """0.68 GFLOP in 1 ms beside a convolution of 4.83 GFLOP in 10 ms and a sum of 50.3 MB in 0.5."""
+    medians = {"cleaned": 4.0, "csc.fista": 1.0, "peak": 10.0, "memory": 0.5}
+    harness.update_csv(tmp_path / "fista.csv", _rows(medians, case=next(iter(cases.CASES))))
+    text = report.roofline_table(runs.runs_of(tmp_path / "fista.csv"))
+    assert "| 0.68 | 679 | 483 | 141% | 2.84x | 101 |" in text
+
+
 def test_a_new_run_replaces_its_own_rows_only(tmp_path: Path) -> None:
     path = tmp_path / "fista.csv"
     harness.update_csv(path, _rows({"cleaned": 8.0, "compiled": 6.0}) + _rows({"cleaned": 5.0}, case="b"))
