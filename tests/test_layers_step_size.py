@@ -195,7 +195,7 @@ def test_the_power_iteration_of_a_training_stays_right(normalize: str) -> None:
 def test_in_evaluation_the_weight_alone_determines_the_step_size() -> None:
     layer = CSCConv2d(*WIDE, padding=1)
     for _ in range(3):
-        train_step(layer, image(layer, 12, 13), rate=0.5)
+        train_step(layer, image(layer, 24, 26), rate=0.5)
     fresh = CSCConv2d(*WIDE, padding=1)
     fresh.load_state_dict({"weight": layer.weight.detach().clone()}, strict=False)
     layer.eval(), fresh.eval()
@@ -317,3 +317,31 @@ def test_a_weight_of_zeros_gives_a_code_of_zeros(backend: str, sizes: tuple[int,
     assert not z.any() and torch.isfinite(layer.weight.grad).all()
     with torch.no_grad():
         assert not layer.eval()(image(layer)).any()
+
+
+def _hard_dictionaries() -> dict[str, torch.Tensor]:
+    """Whose largest eigenvalue has few vectors, or vectors that small images hold badly."""
+    flat = torch.zeros(132, 40, 7, 7)
+    flat[:128, 0, 3, 3], flat[128:, 1] = 1, 1 / 7
+    mean = torch.zeros(40, 40, 3, 3)
+    mean[range(40), range(40), 1, 1] = 1
+    mean[0], mean[0, 0] = 0, 1 / 3
+    dictionaries = {"equal atoms beside flat ones": flat, "one flat atom": mean}
+    for size in (3, 5):
+        corners = torch.zeros(1, 40, size, size)
+        corners[0, :, :: size - 1, :: size - 1] = 1
+        dictionaries[f"corners of {size}x{size}"] = corners
+    return dictionaries
+
+
+@pytest.mark.parametrize("name", _hard_dictionaries())
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_default_step_of_wide_layers_is_below_its_limit(name: str, compiled: bool) -> None:
+    weight = _hard_dictionaries()[name]
+    atoms, channels, size, _ = weight.shape
+    layer = csc.CSCConv2d(channels, atoms, size)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    (torch.compile(layer, backend="eager") if compiled else layer)(torch.randn(1, channels, 80, 80))
+    limit = csc.lipschitz(layer.dictionary().detach(), input_size=80, tol=1e-7, max_iter=500)
+    assert layer.step == "power" and 0.85 < float(layer.step_size * limit) < 1

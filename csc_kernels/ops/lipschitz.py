@@ -15,8 +15,13 @@ from ..reference import analysis, synthesis
 from .library import define
 
 
-def check_lipschitz(
-    dictionary: Tensor,
+# An eigenvalue that many vectors share hides a larger one of few at first: after k products from a random vector of
+# n numbers the error is 0.103 (ln n / (k - 1))^2 of ||A||^2 at most, in the mean over such vectors and for any A
+# (Kuczynski & Wozniakowski 1992, SIAM J. Matrix Anal. Appl. 13, theorem 3.1): here about a tenth.
+LEAST_PRODUCTS = 12
+
+
+def check_lipschitz(    dictionary: Tensor,
     stride: Sequence[int],
     pads: Sequence[int],
     size: Sequence[int],
@@ -72,7 +77,7 @@ def _power_kernel(
         before, v = v, torch.where(beside[-1] > 0, product / rest.clamp_min(tiny), 0)
         if i % interval == 0 or i == max_iter:
             value = _largest_eigenvalue(diagonal, beside[1:-1])
-            if i > 1 and value - _largest_eigenvalue(diagonal[:-1], beside[1:-2]) <= tol * value:
+            if i >= LEAST_PRODUCTS and value - _largest_eigenvalue(diagonal[:-1], beside[1:-2]) <= tol * value:
                 break
     return value.to(wide)
 
