@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .changes import unwrapped
-from .geometry import code_size
+from .geometry import MOST, code_size
 
 MOMENTA = ("fista", "none", "sdnet")
 MOST_STEPS = 2**31 - 1
@@ -175,10 +175,10 @@ def check_dictionary(dictionary: Any) -> None:
 
 
 def check_geometry(stride: Sequence[int], pads: Sequence[int]) -> None:
-    if len(stride) != 2 or min(stride) < 1:
-        raise ValueError(f"stride must be a pair of ints of at least 1, got {tuple(stride)}")
-    if len(pads) != 4 or min(pads) < 0:
-        raise ValueError(f"pads must be four ints of at least 0, got {tuple(pads)}")
+    if len(stride) != 2 or min(stride) < 1 or max(stride) > MOST:
+        raise ValueError(f"stride must be a pair of ints of at least 1 and at most {MOST}, got {tuple(stride)}")
+    if len(pads) != 4 or min(pads) < 0 or max(pads) > MOST:
+        raise ValueError(f"pads must be four ints of at least 0 and at most {MOST}, got {tuple(pads)}")
 
 
 def check_problem(

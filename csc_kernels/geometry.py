@@ -28,12 +28,18 @@ def _is_int(value: object) -> bool:
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
-def _pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
+# The largest stride and padding: from some 2^15 on convolutions in oneDNN end the process.
+MOST = 1 << 14
+
+
+def _pair(name: str, value: Any, minimum: int, maximum: int | None = None) -> tuple[int, int]:
     pair = (value, value) if _is_int(value) else value
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(_is_int, pair)):
         raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
     if min(pair) < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    if maximum is not None and max(pair) > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {value!r}")
     return pair[0], pair[1]
 
 
@@ -43,8 +49,8 @@ def normalize_kernel_size(kernel_size: Stride) -> tuple[int, int]:
 
 
 def normalize_stride(stride: Stride) -> tuple[int, int]:
-    """stride as (rows, columns), each at least 1."""
-    return _pair("stride", stride, 1)
+    """stride as (rows, columns), each at least 1 and at most MOST."""
+    return _pair("stride", stride, 1, MOST)
 
 
 def normalize_size(name: str, size: int | Sequence[int]) -> tuple[int, int]:
@@ -69,7 +75,7 @@ def normalize_padding(padding: Padding, kernel: Sequence[int], stride: tuple[int
         return Pads(rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
     if isinstance(padding, Pads):
         return padding
-    rows, columns = _pair("padding", padding, 0)
+    rows, columns = _pair("padding", padding, 0, MOST)
     return Pads(rows, rows, columns, columns)
 
 

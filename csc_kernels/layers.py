@@ -63,9 +63,9 @@ class CSCConv2d(nn.Module):
     evaluation both are fixed, and cost nothing, until the weight changes. Edits without a trace, through `.data`
     or numpy, are noticed on the CPU alone: all of them in weights of up to 10,000 numbers, and in larger ones
     where they touch one of about as many evenly spaced samples. Elsewhere edit the weight under torch.no_grad().
-    A compiled forward follows every change of the weight, but knows only its own images' size (on smaller ones than
-    eight kernels ||A||^2 depends on it, and without compilation that of the largest so far counts), and in evaluation takes the step size as it is: call
-    eval() again after changing the weight of a layer that is compiled.
+    A compiled forward follows every change of the weight, but in evaluation takes the step size as it is: call
+    eval() again after changing the weight of a layer that is compiled. On images smaller than eight kernels the
+    step of wide layers depends on the size: of the largest image so far, or in a compiled forward of each.
 
     >>> layer = CSCConv2d(3, 64, 3, padding=1, lmbda=0.1)
     >>> z = layer(torch.randn(2, 3, 32, 32))
@@ -105,6 +105,8 @@ class CSCConv2d(nn.Module):
         step: str = "auto",
     ) -> None:
         super().__init__()
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype must be a floating point torch.dtype, got {dtype!r}")
         _only("dilation", dilation, (1, (1, 1), [1, 1]))
         _only("groups", groups, (1,))
         _only("bias", bias, (False, None))
@@ -126,7 +128,6 @@ class CSCConv2d(nn.Module):
         self.kernel_size = normalize_kernel_size(kernel_size)
         self.stride = normalize_stride(stride)
         self.padding = padding
-        self._pads = normalize_padding(padding, self.kernel_size, self.stride)
         self.n_iter = n_iter
         self.nonneg = nonneg
         self.momentum = momentum
@@ -164,6 +165,8 @@ class CSCConv2d(nn.Module):
     # is kept as a tensor too, no buffer, for the ops: a compiled graph takes it as an input.
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "padding":
+            self._pads = normalize_padding(value, self.kernel_size, self.stride)
         if name not in ("lmbda", "mu"):
             super().__setattr__(name, value)
             return
@@ -278,6 +281,8 @@ class CSCConv2d(nn.Module):
                 f"the layer has {self.in_channels} input channels, x has {x.shape[-3]}: "
                 f"weight {checks.shape(self.weight)}, x {checks.shape(x)}"
             )
+        if mask is not None:
+            checks.check_is_tensor("mask", mask)
         if self.n_dict > 1:
             x = torch.cat([x] * self.n_dict, dim=-3)
             if mask is not None and mask.dim() >= 3 and mask.shape[-3] == self.in_channels:

@@ -27,8 +27,9 @@ def lipschitz(
     method="power" takes the largest eigenvalue over what the products A'A v of a power iteration span (Lanczos's
     iteration; Golub & Van Loan, Matrix Computations, 10.1), on codes of one image of `input_size`, to a relative
     change of `tol` after at least 12 products, or `max_iter` products: a third of those that the last of them alone
-    would need. It approaches from below. It starts from the same vector every time, so that every process of a distributed run
-    finds the same value. On a GPU the host looks only every 8 products, so that the stream is not stalled by each.
+    would need. It approaches from below. It starts from the same vector every time, so that every process of a
+    distributed run finds the same value. On a GPU the host looks only every 8 products, so that the stream is not
+    stalled by each.
 
     method="bound" is an upper bound for every input size and padding, without iterations. Why it holds:
 

@@ -161,3 +161,25 @@ def test_extra_repr_tells_the_options() -> None:
         assert part in text, part
     layer.lmbda = torch.rand(8, 1, 1)
     assert "lmbda=tensor(8, 1, 1)" in repr(layer)
+
+
+def test_padding_set_later_counts_as_in_conv2d() -> None:
+    layer, x = CSCConv2d(3, 4, 3, padding=1), torch.randn(1, 3, 8, 8)
+    layer.padding = (0, 2)
+    assert layer(x).shape == (1, 4, 6, 10) and "padding=(0, 2)" in repr(layer)
+    with pytest.raises(ValueError, match="padding must be at least 0, got -1"):
+        layer.padding = -1
+    assert layer(x).shape == (1, 4, 6, 10)
+
+
+@pytest.mark.parametrize("n_dict", [1, 2])
+@pytest.mark.parametrize("mask", [[[1.0]], 1.0])
+def test_a_mask_that_is_no_tensor_is_named(n_dict: int, mask: object) -> None:
+    with pytest.raises(TypeError, match=r"mask must be a torch\.Tensor, got (list|float)"):
+        CSCConv2d(3, 4, 3, n_dict=n_dict)(torch.randn(1, 3, 8, 8), mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, "float32"])
+def test_a_dtype_that_no_weight_can_have_is_named(dtype: object) -> None:
+    with pytest.raises(TypeError, match=r"dtype must be a floating point torch\.dtype, got"):
+        CSCConv2d(3, 4, 3, dtype=dtype)

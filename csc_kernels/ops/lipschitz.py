@@ -14,14 +14,14 @@ from ..geometry import code_size
 from ..reference import analysis, synthesis
 from .library import define
 
-
 # An eigenvalue that many vectors share hides a larger one of few at first: after k products from a random vector of
 # n numbers the error is 0.103 (ln n / (k - 1))^2 of ||A||^2 at most, in the mean over such vectors and for any A
 # (Kuczynski & Wozniakowski 1992, SIAM J. Matrix Anal. Appl. 13, theorem 3.1): here about a tenth.
 LEAST_PRODUCTS = 12
 
 
-def check_lipschitz(    dictionary: Tensor,
+def check_lipschitz(
+    dictionary: Tensor,
     stride: Sequence[int],
     pads: Sequence[int],
     size: Sequence[int],

@@ -122,7 +122,8 @@ constexpr int64_t direct_blocks(const Lattice& l, const DirectPlan& p) {
          ceil_div(l.results, 16 * result_blocks(l));
 }
 
-// The tile with which the blocks fetch and multiply the least together: a number fetched for a position costs about what 4 taps of its products do.
+// The tile with which the blocks fetch and multiply the least together: a number fetched for a position costs about
+// what 4 taps of its products do.
 constexpr DirectPlan plan_direct(const Lattice& l, int element, bool tensor_cores) {
   DirectPlan best;
   int64_t least = INT64_MAX;
