@@ -76,7 +76,11 @@ for function in (fista, fista_step, residual):
         f"{name} devices": (given(function, d=D.to("meta")), ValueError, ("dictionary is on meta", "x is on cpu")),
         f"{name} kernel": (given(function, d=torch.ones(4, 3, 11, 3)), ValueError, ("(11, 3)", "(2, 3, 8, 8)")),
         f"{name} stride 0": (given(function, stride=0), ValueError, ("stride must be at least 1", "0")),
-        f"{name} stride 2**70": (given(function, stride=2**70), ValueError, ("stride must be at most 16384", "11805")),
+        f"{name} stride 2**70": (
+            given(function, stride=2**70),
+            ValueError,
+            ("stride must be at most 16384", "11805"),
+        ),
         f"{name} padding 2**31": (given(function, padding=2**31), ValueError, ("padding must be at most", "21474")),
         f"{name} stride 1.5": (given(function, stride=1.5), TypeError, ("stride must be an int", "1.5")),
         f"{name} three strides": (given(function, stride=(1, 1, 1)), TypeError, ("stride", "(1, 1, 1)")),

@@ -13,6 +13,7 @@ for package in ("huggingface_hub", "timm", "torchdeq", "torchvision"):
 
 import sdnet  # noqa: E402
 import timm  # noqa: E402
+from sdnet.errors import CheckpointError  # noqa: E402
 from sdnet.export import export_onnx, plain  # noqa: E402
 from sdnet.models import MODELS, Classifier, build  # noqa: E402
 from sdnet.models.mdeq import mdeq_small  # noqa: E402
@@ -99,6 +100,14 @@ def test_saved_and_loaded_a_classifier_is_the_same(tmp_path: Path) -> None:
     loaded = Classifier.from_pretrained(tmp_path).eval()
     assert loaded.classes == ("a", "b", "c") and loaded.network.layer0[0].dn.lmbda == 0.3
     assert torch.equal(loaded(images()), model(images()))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    Classifier("sdnet18", options={"width": 4}).save_pretrained(tmp_path / "one")
+    Classifier("sdnet18_all", options={"width": 4}).save_pretrained(tmp_path / "other")
+    (tmp_path / "one" / "model.safetensors").replace(tmp_path / "other" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not of the model in config\.json: .*layer1"):
+        Classifier.from_pretrained(tmp_path / "other")
 
 
 def test_an_unknown_model_is_answered_with_those_there_are() -> None:
@@ -202,6 +211,18 @@ def test_scns_patches_are_the_neighbourhoods_of_the_pixels() -> None:
     expected = nonnegative_codes(patch, layer.dictionary, layer.lmbda)
     assert code.shape == (2, 3, 4, 3)
     torch.testing.assert_close(code[1, :, 1, 2], expected[:, 0], rtol=1e-3, atol=1e-5)
+
+
+def test_scns_lmbda_begins_at_zero_learns_and_stays_at_least_zero() -> None:
+    torch.manual_seed(0)
+    layer, x = PatchCoding(2, 4, 1), images(4, 8)[:, :2]
+    layer(x).sum().backward()
+    assert layer.lmbda == 0 and layer.lmbda.grad < 0
+    with torch.no_grad():
+        layer.lmbda.fill_(-1.0)
+    below = layer.eval()(x)
+    layer.train()(x).sum().backward()
+    assert layer.lmbda == 0 and torch.equal(below, layer.eval()(x))
 
 
 def test_scn_learns_a_batch() -> None:

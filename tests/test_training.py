@@ -16,6 +16,7 @@ import numpy
 import pytest
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 for package in ("jsonargparse", "lightning", "tensorboard", "torchvision", "typer"):
     pytest.importorskip(package)
@@ -24,6 +25,7 @@ from sdnet import cli  # noqa: E402
 from sdnet.data import TrainingBatches, load_data  # noqa: E402
 from sdnet.data.arrays import Split, TrainingPictures, crop_and_flip  # noqa: E402
 from sdnet.errors import CheckpointError, DataError, TrainingError, UserError  # noqa: E402
+from sdnet.models import Classifier  # noqa: E402
 from sdnet.training import checkpoint, loop, recipes  # noqa: E402
 from sdnet.training.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, ScheduleRecipe  # noqa: E402
 from sdnet.training.schedule import learning_rate  # noqa: E402
@@ -211,9 +213,36 @@ def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(
 @pytest.mark.parametrize("name, reason", [("resnet18", "the loss is (nan|inf)"), ("sdnet18_all", "")])
 def test_numbers_that_are_not_finite_stop_save_and_say_the_step(name: str, reason: str, tmp_path: Path) -> None:
     recipe = replace(TINY, model=ModelRecipe(name, 2), optimizer=OptimizerRecipe(rate=1e30), ema=None)
-    with pytest.raises(TrainingError, match=rf"{reason} at step \d+; the state before .*failed\.ckpt"):
+    with pytest.raises(TrainingError, match=rf"{reason} at step \d+; the weights are in .*failed\.ckpt"):
         train(recipe, tmp_path)
     assert (tmp_path / "failed.ckpt").exists()
+
+
+def test_a_test_loss_that_is_not_finite_stops_too(tmp_path: Path) -> None:
+    """One step on all pictures, after which nothing but the evaluation looks at the weights."""
+    recipe = replace(
+        TINY, data=replace(TINY.data, batch=24), model=ModelRecipe("resnet18", 2), ema=None, epochs=1,
+        optimizer=OptimizerRecipe(rate=1e30),
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"the test loss is (nan|inf) at step 1; the weights are in"):
+        train(recipe, tmp_path)
+
+
+def test_a_full_disk_while_the_model_is_written_is_named_and_the_model_comes_later(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(model: object, folder: str) -> None:
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "save_pretrained", full)
+        with pytest.raises(UserError, match=r"cannot write .*model: No space left on device"):
+            train(TINY, tmp_path)
+    assert not any("model" in name for name in os.listdir(tmp_path))
+    train(TINY, tmp_path)
+    assert_same_weights(finished, tmp_path)
+    assert written_rows(tmp_path) == written_rows(finished)
 
 
 # Schedules and batches.

@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from .registry import build
 
 
@@ -61,6 +62,17 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         self.network = build(name, num_classes=num_classes, **(options or {}))
         for kind, values in (("mean", mean), ("std", std)):
             self.register_buffer(kind, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, strict: bool = True, **options: Any) -> Classifier:
+        """PyTorchModelHubMixin's, which by itself leaves at random what the file does not have."""
+        try:
+            return super()._from_pretrained(model_id=model_id, strict=strict, **options)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{model_id}: model.safetensors is not of the model in config.json: {reason[:300]}"
+            ) from None
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.network((pictures - self.mean) / self.std)

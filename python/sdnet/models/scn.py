@@ -115,13 +115,17 @@ class PatchCoding(nn.Module):
         size = KERNEL**2 * in_channels
         self.stride = stride
         self.dictionary = nn.Parameter(torch.randn(size, atoms) / size)
-        # At least 0: training may move it below, where it acts as 0.
         self.lmbda = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         patches = F.unfold(x, KERNEL, padding=KERNEL // 2, stride=self.stride)
         y = patches.permute(1, 0, 2).flatten(1)
-        code = _PatchCode.apply(y, self.dictionary, self.lmbda.clamp_min(0))
+        if (
+            self.training
+        ):  # At least 0 after every update. A clamp in the graph has no gradient at 0, where it begins.
+            with torch.no_grad():
+                self.lmbda.clamp_(min=0)
+        code = _PatchCode.apply(y, self.dictionary, self.lmbda if self.training else self.lmbda.clamp_min(0))
         rows, columns = (-(-size // self.stride) for size in x.shape[2:])
         return code.view(-1, len(x), rows, columns).transpose(0, 1)
 

@@ -7,19 +7,22 @@ killed run goes on to the same weights: there is no other state, neither in load
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data import EvaluationBatches, TrainingBatches, load_data
-from ..errors import TrainingError
+from ..errors import TrainingError, UserError
 from . import checkpoint
 from .build import build_network, build_optimizer
 from .progress import TrainingProgress
@@ -128,7 +131,14 @@ class Run:
         """The evaluated weights as a model that `Classifier.from_pretrained` and `sdnet show` take."""
         if self.fabric.is_global_zero:
             inner = self.network.module if self.average is None else self.average.module
-            inner.save_pretrained(self.out / "model")
+            with TemporaryDirectory(dir=self.out, prefix=".model.") as aside:
+                try:
+                    inner.save_pretrained(aside)
+                except (OSError, SafetensorError) as error:
+                    raise UserError(f"cannot write {self.out / 'model'}: {error}") from None
+                (self.out / "model").mkdir(exist_ok=True)
+                for file in sorted(Path(aside).iterdir()):
+                    os.replace(file, self.out / "model" / file.name)
 
     # The loop.
 
@@ -141,6 +151,8 @@ class Run:
                 progress.begin(epoch, first)
                 numbers = self._epoch(epoch, first, progress)
                 numbers |= self._evaluate()
+                if not math.isfinite(numbers["test_loss"]):
+                    self._stop(f"the test loss is {numbers['test_loss']}")
                 improved = numbers["accuracy"] > self.best
                 self.best = max(self.best, numbers["accuracy"])
                 if improved:
@@ -210,8 +222,8 @@ class Run:
     def _stop(self, reason: str) -> NoReturn:
         self._save("failed.ckpt")
         raise TrainingError(
-            f"{reason} at step {self.step}; the state before this step is {self.out / 'failed.ckpt'}. "
-            "A lower --optimizer.rate, a longer --schedule.warm_up or --clip 1 may help"
+            f"{reason} at step {self.step}; the weights are in {self.out / 'failed.ckpt'}. In another --out a lower "
+            "--optimizer.rate, a longer --schedule.warm_up or --clip 1 may help"
         )
 
     @torch.no_grad()
