@@ -18,7 +18,7 @@ from .resnet import check_counts
 BRANCHES = 4
 EXPANSION = 5
 GROUPS = 8
-DROPOUT = 0.22
+DROPOUT = 0.22  # DEQ v2's LARGE_reg; MDEQ LARGE has 0.3.
 FINAL_CHANNELS = 1680
 HEAD_PER_CHANNEL = 14 / 32
 # Broyden's steps forward and backward, and the relative residual that ends them earlier.

@@ -222,8 +222,8 @@ class Run:
     def _stop(self, reason: str) -> NoReturn:
         self._save("failed.ckpt")
         raise TrainingError(
-            f"{reason} at step {self.step}; the weights are in {self.out / 'failed.ckpt'}. In another --out a lower "
-            "--optimizer.rate, a longer --schedule.warm_up or --clip 1 may help"
+            f"{reason} at step {self.step}; the weights are in {self.out / 'failed.ckpt'}. In another --out a "
+            "lower --optimizer.rate, a longer --schedule.warm_up or --clip 1 may help"
         )
 
     @torch.no_grad()
