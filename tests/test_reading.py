@@ -177,6 +177,19 @@ def test_bad_input_ends_with_a_message(options: list[str], message: str, tmp_pat
     assert result.exit_code == 1 and message in result.output and "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("command, name", [("show", "x.png"), ("invert", "x.txt"), ("invert", "x")])
+def test_what_cannot_be_written_so_is_named(command: str, name: str, tmp_path: Path) -> None:
+    chain().save_pretrained(tmp_path / "model")
+    result = CliRunner().invoke(cli.app, [command, str(tmp_path), "--out", str(tmp_path / name)])
+    assert result.exit_code == 1 and "must end in" in result.output and not (tmp_path / name).exists()
+
+
+def test_a_network_without_codes_is_named(tmp_path: Path) -> None:
+    Classifier("resnet18", options={"width": 4}).save_pretrained(tmp_path / "model")
+    result = CliRunner().invoke(cli.app, ["invert", str(tmp_path), "--out", str(tmp_path / "x.png")])
+    assert result.exit_code == 1 and "has no sparse coding layer to invert" in result.output
+
+
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
     chain().save_pretrained(tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"

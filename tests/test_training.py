@@ -340,6 +340,17 @@ def test_a_trial_of_a_recipe_trains_and_checkpoints_without_its_data(name: str, 
         (["digits", "--model.options", "{colour: red}"], "no option colour"),
         (["digits", "--data.batch", "0"], "batch of 0"),
         (["digits", "--data.workers", "-1"], "workers must be at least 0"),
+        (["digits", "--epochs", "0"], "epochs must be at least 1 and at most inf, got 0"),
+        (["digits", "--threads", "0"], "threads must be at least 1"),
+        (["digits", "--checkpoint_steps", "0"], "checkpoint_steps must be at least 1"),
+        (["digits", "--ema", "1.5"], "ema must be at least 0 and at most 1, got 1.5"),
+        (["digits", "--label_smoothing", "5"], "label_smoothing must be at least 0 and at most 1, got 5"),
+        (["digits", "--optimizer.rate", "-1"], "optimizer.rate must be at least 0"),
+        (["digits", "--optimizer.momentum", "0"], "needs an optimizer.momentum above 0"),
+        (["digits", "--data.pad", "-1"], "data.pad must be at least 0"),
+        (["digits", "--devices", "0"], "devices must be at least 1"),
+        (["digits", "--seed", "99999999999"], "seed must be at least 0"),
+        (["cifar100_sdnet18", "--data.root", "archive.tar"], "cifar100 is read from a folder"),
         (["cifar10_sdnet18"], "--data.root"),
         (["cifar10_sdnet18", "--data.root", "nowhere"], "cifar-10-batches-py"),
         (["imagenet_sdnet18", "--data.root", "nowhere"], "<class>/<file>"),
@@ -349,6 +360,7 @@ def test_bad_input_ends_with_a_message_and_a_code(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("archive.tar").touch()
     result = CliRunner().invoke(cli.app, ["train", *arguments, "--out", str(tmp_path / "out")])
     assert result.exit_code == 1, result.output
     assert message in result.output and "Traceback" not in result.output

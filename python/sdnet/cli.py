@@ -98,6 +98,8 @@ def show(
         from .reading.pictures import few_pictures
         from .reading.report import write_report
 
+        if out.suffix.lower() not in (".html", ".htm"):
+            raise UserError(f"--out is a page and must end in .html, got {out}")
         try:
             write_report(out, load_model(model), few_pictures(pictures), model)
         except ValueError as error:
@@ -121,9 +123,14 @@ def invert(
         from .reading.inversion import invertible_layers
         from .reading.pictures import few_pictures
 
+        if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
+            raise UserError(f"--out is a figure and must end in .png, .jpg, .pdf or .svg, got {out}")
         network = load_model(model)
+        layers = layer or invertible_layers(network)
+        if not layers:
+            raise UserError(f"{model} has no sparse coding layer to invert")
         try:
-            figure = inversion_figure(network, few_pictures(pictures), layer or invertible_layers(network))
+            figure = inversion_figure(network, few_pictures(pictures), layers)
         except ValueError as error:
             raise UserError(str(error)) from None
         with written_aside(out) as aside:

@@ -21,7 +21,7 @@ def load(name: str, root: Path, download: bool) -> Arrays:
     """CIFAR under `root`.
 
     root is torchvision's folder (which holds cifar-10-batches-py or cifar-100-python), a folder that holds
-    train/<class>/ and test/<class>/, or a tar archive of that.
+    train/<class>/ and test/<class>/, or, for CIFAR-10, a tar archive of that.
 
     Raises:
         DataError: it is none of these, or damaged; the message says what to put where.
@@ -46,6 +46,8 @@ def load(name: str, root: Path, download: bool) -> Arrays:
 
 def _from_pictures(name: str, source: Path) -> Arrays:
     classes = CIFAR10_CLASSES if name == "cifar10" else None
+    if classes is None and source.is_file():
+        raise DataError(f"{name} is read from a folder of pictures, not from an archive: unpack {source}")
     if classes is None:
         classes = tuple(sorted(path.name for path in (source / "train").iterdir() if path.is_dir()))
     splits = decoded(source, classes, (32, 32))

@@ -41,6 +41,7 @@ def train(recipe: Recipe, out: Path, console: Console) -> dict[str, float]:
     Raises:
         UserError: settings, data, checkpoint or disk are not as they must be, or the loss is not finite.
     """
+    recipe.check()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     fabric = Fabric(

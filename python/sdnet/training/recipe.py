@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from ..errors import UserError
 
 DataName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder", "shards"]
 
@@ -126,3 +129,24 @@ class Recipe:
         values = asdict(self)
         values["data"]["root"] = None if self.data.root is None else str(self.data.root)
         return values
+
+    def check(self) -> None:
+        """Raises UserError where a value is outside its range."""
+        for path, least, most in RANGES:
+            value: Any = self
+            for name in path.split("."):
+                value = getattr(value, name)
+            if value is not None and not least <= value <= most:
+                raise UserError(f"{path} must be at least {least:g} and at most {most:g}, got {value}")
+        if self.optimizer.name == "sgd" and self.optimizer.nesterov and self.optimizer.momentum == 0:
+            raise UserError("optimizer.nesterov needs an optimizer.momentum above 0, got 0")
+
+
+# Smallest and largest value of the fields that are numbers.
+RANGES: tuple[tuple[str, float, float], ...] = (
+    ("epochs", 1, math.inf), ("seed", 0, 2**32 - 1), ("label_smoothing", 0, 1), ("clip", 0, math.inf),
+    ("ema", 0, 1), ("checkpoint_steps", 1, math.inf), ("devices", 1, math.inf), ("nodes", 1, math.inf),
+    ("threads", 1, 2**15), ("data.pad", 0, math.inf), ("data.size", 1, math.inf), ("data.limit", 1, math.inf),
+    ("optimizer.rate", 0, math.inf), ("optimizer.momentum", 0, 1), ("optimizer.decay", 0, math.inf),
+    ("schedule.warm_up", 0, math.inf), ("schedule.least", 0, math.inf), ("schedule.factor", 0, math.inf),
+)  # fmt: skip
