@@ -201,16 +201,19 @@ class Run:
         return pictures.to(self.fabric.device, memory_format=layout).float() / 255
 
     def _update(self, pictures: Tensor, labels: Tensor) -> float:
-        """One step; the loss of the batch."""
+        """One step; the loss of the batch, over all processes, which stop together where it is not finite."""
+        reason, loss, value = "", None, math.nan
         try:
             logits = self.network(pictures).float()
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+            value = loss.item()
         except ValueError as error:
             # Weights that left the range of numbers are noticed by a sparse coding layer before the loss.
-            self._stop(str(error))
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        value = loss.item()
-        if not math.isfinite(value):
-            self._stop(f"the loss is {value}")
+            reason = str(error)
+        if self.fabric.world_size > 1:
+            value = self.fabric.all_reduce(torch.tensor(value, device=self.fabric.device), reduce_op="mean").item()
+        if loss is None or not math.isfinite(value):
+            self._stop(reason or f"the loss is {value}")
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.recipe.clip is not None:
