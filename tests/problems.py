@@ -133,7 +133,9 @@ def random_problem(
         dictionary = normal(atoms, channels, *kernel)
         dictionary /= dictionary.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         problem = Problem(normal(*lead, channels, *size), dictionary, **options)
-        norm = csc.lipschitz(dictionary, stride=problem.stride, padding=problem.padding, input_size=size, tol=0.05)
+        norm = csc.lipschitz(
+            dictionary, stride=problem.stride, padding=problem.padding, input_size=size, tol=0.05, max_iter=6
+        )
         # Every position of the code may lie in the padding; then A is zero.
         problem.step_size = 0.9 / torch.where(norm > 0, norm, 1)
 
