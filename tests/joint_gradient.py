@@ -24,6 +24,9 @@ def main(out: str, processes: str) -> None:
     fabric.backward(F.cross_entropy(model(pictures.float() / 255), labels))
     if fabric.global_rank == 0:
         torch.save({name: parameter.grad for name, parameter in model.module.named_parameters()}, out)
+    if fabric.world_size > 1:
+        fabric.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -48,8 +48,11 @@ def train(recipe: Recipe, out: Path, console: Console) -> dict[str, float]:
         devices=recipe.devices, num_nodes=recipe.nodes, precision=recipe.precision, strategy=recipe.strategy
     )
     fabric.launch()
-    run = Run(fabric, recipe, out, console)
-    return run.fit()
+    try:
+        return Run(fabric, recipe, out, console).fit()
+    finally:
+        if fabric.world_size > 1:  # Left to the interpreter's end, a process may abort because the other has gone.
+            torch.distributed.destroy_process_group()
 
 
 @torch.no_grad()
