@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import typer
+from harness import read_csv
 from matplotlib.figure import Figure
 from sdnet.files import written_aside
 
@@ -32,8 +32,7 @@ def logs(name: str) -> list[Path]:
 
 
 def curve(log: Path, column: str) -> tuple[list[int], list[float]]:
-    with log.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(log)
     return [int(row["epoch"]) for row in rows], [float(row[column]) for row in rows]
 
 

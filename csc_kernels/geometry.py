@@ -9,6 +9,8 @@ import torch
 
 Padding = Union[int, Sequence[int], str]
 Stride = Union[int, Sequence[int]]
+# The largest stride and padding: from some 2^15 on convolutions in oneDNN end the process.
+MOST = 1 << 14
 
 
 class Pads(NamedTuple):
@@ -26,10 +28,6 @@ class Pads(NamedTuple):
 
 def _is_int(value: object) -> bool:
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
-
-
-# The largest stride and padding: from some 2^15 on convolutions in oneDNN end the process.
-MOST = 1 << 14
 
 
 def _pair(name: str, value: Any, minimum: int, maximum: int | None = None) -> tuple[int, int]:

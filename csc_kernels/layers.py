@@ -78,6 +78,7 @@ class CSCConv2d(nn.Module):
     step_size: Tensor
     _lmbda_number: Tensor | None
     _mu_number: Tensor | None
+    _step_of: Mark | None
 
     def __init__(
         self,
@@ -146,7 +147,7 @@ class CSCConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.register_buffer("step_size", torch.full((), math.nan, device=device, dtype=dtype))
         # Of which weight, and for images up to which size, step_size is; None: of none, and for any.
-        self._step_of: Mark | None = None
+        self._step_of = None
         self._step_size_of: tuple[int, int] | None = None
         # Of which weight the normalised dictionary is at hand, and that dictionary (none: the weight itself).
         self._cached: tuple[Mark | None, Tensor | None] = (None, None)
@@ -167,6 +168,7 @@ class CSCConv2d(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "padding":
             self._pads = normalize_padding(value, self.kernel_size, self.stride)
+            self._step_of = None  # The step size of wide layers depends on it.
         if name not in ("lmbda", "mu"):
             super().__setattr__(name, value)
             return

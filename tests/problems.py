@@ -103,7 +103,10 @@ class Problem:
 
 
 def rough_norm(dictionary: Tensor, **geometry: Any) -> Tensor:
-    """||A||^2 by as few products as change it by a twentieth: steps of random problems are short and long."""
+    """||A||^2 by as few products as change it by a twentieth.
+
+    By hand, so that the problems stay as they are when `lipschitz` stops otherwise.
+    """
     norms = [csc.lipschitz(dictionary, tol=0, max_iter=1, **geometry)]
     while len(norms) < 2 or norms[-1] - norms[-2] > 0.05 * norms[-1]:
         norms.append(csc.lipschitz(dictionary, tol=0, max_iter=len(norms) + 1, **geometry))

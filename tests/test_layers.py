@@ -172,6 +172,17 @@ def test_padding_set_later_counts_as_in_conv2d() -> None:
     assert layer(x).shape == (1, 4, 6, 10)
 
 
+def test_the_step_size_follows_the_padding() -> None:
+    layer, x = CSCConv2d(40, 4, 3), torch.randn(1, 40, 6, 6)
+    layer(x)
+    layer.padding = 2
+    layer(x)
+    fresh = CSCConv2d(40, 4, 3, padding=2)
+    fresh.load_state_dict({"weight": layer.weight.detach()}, strict=False)
+    fresh(x)
+    assert torch.equal(layer.step_size, fresh.step_size)
+
+
 @pytest.mark.parametrize("n_dict", [1, 2])
 @pytest.mark.parametrize("mask", [[[1.0]], 1.0])
 def test_a_mask_that_is_no_tensor_is_named(n_dict: int, mask: object) -> None:

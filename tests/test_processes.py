@@ -39,29 +39,7 @@ def test_a_run_of_two_processes_goes_on_from_its_checkpoint(tmp_path: Path) -> N
     torchrun(*options, "--devices", "2", "--strategy", "ddp")
 
 
-NAN_IN_ONE = """
-import sys
-from pathlib import Path
-from rich.console import Console
-from sdnet.errors import TrainingError
-from sdnet.training import loop, recipes
-
-prepared = loop.Run._prepared
-loop.Run._prepared = lambda run, pictures: prepared(run, pictures) * (float("nan") if run.fabric.global_rank else 1)
-options = ["--model.name", sys.argv[2], "--model.width", "2", "--model.options", "{}", "--threads", "1"]
-options += ["--devices", "2", "--strategy", "ddp"]
-recipe = recipes.smoke(recipes.read_recipe("digits", options))
-try:
-    loop.train(recipe, Path(sys.argv[1]), Console(quiet=True))
-except TrainingError:
-    sys.exit(0)
-sys.exit("nobody noticed")
-"""
-
-
 @pytest.mark.parametrize("name", ["resnet18", "sdnet18_all"])
 def test_a_loss_of_nan_in_one_process_stops_both(name: str, tmp_path: Path) -> None:
-    script = tmp_path / "nan_in_one.py"
-    script.write_text(NAN_IN_ONE)
-    torchrun(str(script), str(tmp_path / "run"), name)
-    assert torch.load(tmp_path / "run" / "failed.ckpt", weights_only=True)["step"] == 0
+    torchrun(str(SCRIPT.with_name("nan_in_one.py")), str(tmp_path), name)
+    assert torch.load(tmp_path / "failed.ckpt", weights_only=True)["step"] == 0

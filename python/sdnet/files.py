@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from safetensors import SafetensorError
 
 from .errors import UserError
 
@@ -24,10 +27,33 @@ def written_aside(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        _put(aside, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def files_written_aside(folder: Path) -> Iterator[Path]:
+    """A folder to write to; its files become those of `folder` when the block ends well, and else they go.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written; the old files are as they were.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
+            yield Path(aside)
+            folder.mkdir(exist_ok=True)
+            for file in sorted(Path(aside).iterdir()):
+                _put(file, folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {folder}: {error}") from error
+
+
+def _put(aside: Path, path: Path) -> None:
+    """What was written is on the disk before it gets its name."""
+    with aside.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(aside, path)

@@ -37,18 +37,19 @@ def load(name: str, root: Path, download: bool) -> Arrays:
     except (RuntimeError, OSError, EOFError) as error:
         raise DataError(
             f"no {name} in {root} ({error}). Put there {kind.url} ({kind.filename}) unpacked as "
-            f"{root / kind.base_folder}, or pass --data.download true, or point --data.root to a folder or tar "
-            "archive of pictures train/<class>/*.png, test/<class>/*.png"
+            f"{root / kind.base_folder}, or pass --data.download true, or point --data.root to a folder "
+            f"{'or tar archive ' if name == 'cifar10' else ''}of pictures train/<class>/*.png, test/<class>/*.png"
         ) from None
     splits = [Split(part.data, numpy.asarray(part.targets, dtype=numpy.int64)) for part in (train, test)]
     return Arrays(tuple(train.classes), *splits)
 
 
 def _from_pictures(name: str, source: Path) -> Arrays:
-    classes = CIFAR10_CLASSES if name == "cifar10" else None
-    if classes is None and source.is_file():
+    if name == "cifar10":
+        classes = CIFAR10_CLASSES
+    elif source.is_file():
         raise DataError(f"{name} is read from a folder of pictures, not from an archive: unpack {source}")
-    if classes is None:
+    else:
         classes = tuple(sorted(path.name for path in (source / "train").iterdir() if path.is_dir()))
     splits = decoded(source, classes, (32, 32))
     missing = {"train", "test"} - set(splits)

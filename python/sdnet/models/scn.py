@@ -94,7 +94,7 @@ class _PatchCode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y: Tensor, dictionary: Tensor, lmbda: Tensor) -> Tensor:
-        code = nonnegative_codes(y, dictionary, lmbda)
+        code = nonnegative_codes(y, dictionary, lmbda.clamp_min(0))
         ctx.save_for_backward(y, dictionary, code)
         return code
 
@@ -120,12 +120,11 @@ class PatchCoding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         patches = F.unfold(x, KERNEL, padding=KERNEL // 2, stride=self.stride)
         y = patches.permute(1, 0, 2).flatten(1)
-        if (
-            self.training
-        ):  # At least 0 after every update. A clamp in the graph has no gradient at 0, where it begins.
+        if self.training:
+            # As after every update. In the graph a clamp would have no gradient at 0, where lmbda begins.
             with torch.no_grad():
                 self.lmbda.clamp_(min=0)
-        code = _PatchCode.apply(y, self.dictionary, self.lmbda if self.training else self.lmbda.clamp_min(0))
+        code = _PatchCode.apply(y, self.dictionary, self.lmbda)
         rows, columns = (-(-size // self.stride) for size in x.shape[2:])
         return code.view(-1, len(x), rows, columns).transpose(0, 1)
 

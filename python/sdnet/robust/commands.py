@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..errors import UserError
-from ..files import written_aside
+from ..files import files_written_aside, written_aside
 from ..models import Classifier
 from ..pretrained import load_model
 from .adaptive import METHODS, AdaptiveClassifier, adapt
@@ -124,9 +124,9 @@ def run_calibration(
     held_out = spread(found.train, count)
     with console.status(f"calibrating on {len(held_out)} training pictures"):
         made = adapt(fixed(model), None, held_out.pictures, held_out.labels, seed=seed)
-    made.save_pretrained(out)
-    with written_aside(out / "calibration.safetensors") as aside:
-        save_file(made.lines, aside)
+    with files_written_aside(out) as aside:
+        made.save_pretrained(aside)
+        save_file(made.lines, aside / "calibration.safetensors")
     for method in METHODS:
         slope, intercept = getattr(made, f"line_{method}").tolist()
         chosen = ", the best one" if method == made.method else ""

@@ -7,22 +7,20 @@ killed run goes on to the same weights: there is no other state, neither in load
 from __future__ import annotations
 
 import math
-import os
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data import EvaluationBatches, TrainingBatches, load_data
-from ..errors import TrainingError, UserError
+from ..errors import TrainingError
+from ..files import files_written_aside
 from . import checkpoint
 from .build import build_network, build_optimizer
 from .progress import TrainingProgress
@@ -135,14 +133,8 @@ class Run:
         """The evaluated weights as a model that `Classifier.from_pretrained` and `sdnet show` take."""
         if self.fabric.is_global_zero:
             inner = self.network.module if self.average is None else self.average.module
-            with TemporaryDirectory(dir=self.out, prefix=".model.") as aside:
-                try:
-                    inner.save_pretrained(aside)
-                except (OSError, SafetensorError) as error:
-                    raise UserError(f"cannot write {self.out / 'model'}: {error}") from None
-                (self.out / "model").mkdir(exist_ok=True)
-                for file in sorted(Path(aside).iterdir()):
-                    os.replace(file, self.out / "model" / file.name)
+            with files_written_aside(self.out / "model") as aside:
+                inner.save_pretrained(aside)
 
     # The loop.
 
