@@ -336,12 +336,16 @@ def _hard_dictionaries() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", _hard_dictionaries())
 @pytest.mark.parametrize("compiled", [False, True])
-def test_the_default_step_of_wide_layers_is_below_its_limit(name: str, compiled: bool) -> None:
+@pytest.mark.parametrize("pixels, padded", [(80, False), (28, True)])
+def test_the_default_step_of_wide_layers_is_below_its_limit(
+    name: str, compiled: bool, pixels: int, padded: bool
+) -> None:
     weight = _hard_dictionaries()[name]
     atoms, channels, size, _ = weight.shape
-    layer = csc.CSCConv2d(channels, atoms, size)
+    padding = size // 2 if padded else 0
+    layer = csc.CSCConv2d(channels, atoms, size, padding=padding)
     with torch.no_grad():
         layer.weight.copy_(weight)
-    (torch.compile(layer, backend="eager") if compiled else layer)(torch.randn(1, channels, 80, 80))
-    limit = csc.lipschitz(layer.dictionary().detach(), input_size=80, tol=1e-7, max_iter=500)
+    (torch.compile(layer, backend="eager") if compiled else layer)(torch.randn(1, channels, pixels, pixels))
+    limit = csc.lipschitz(layer.dictionary().detach(), input_size=pixels, padding=padding, tol=1e-7, max_iter=500)
     assert layer.step == "power" and 0.85 < float(layer.step_size * limit) < 1
