@@ -147,9 +147,11 @@ def provenance() -> dict[str, object]:
 def show(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """The medians of one run, the fastest first."""
     console.print(f"[bold]{title}[/] (ms)", highlight=False)
-    for row in sorted(rows, key=lambda row: float(str(row["p50_ms"]))):
-        name = f"{row['contender']} {row['layout']} [dim]{row['backend']}[/]"
-        console.print(f"  {row['p50_ms']:9.2f}  {name}", highlight=False)
+    named = [
+        (float(str(row["p50_ms"])), f"{row['contender']} {row['layout']} [dim]{row['backend']}[/]") for row in rows
+    ]
+    for milliseconds, name in sorted(named):
+        console.print(f"  {milliseconds:9.2f}  {name}", highlight=False)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

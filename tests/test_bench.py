@@ -151,6 +151,18 @@ def test_of_several_processes_the_median_counts() -> None:
     assert found == [("cleaned", "9.0", 12), ("csc.fista", "2.0", 12)]
 
 
+def test_rows_are_shown_as_measured_and_as_read_the_fastest_first() -> None:
+    measured = _rows({"cleaned": 10.0, "csc.fista": 2.0})
+    read = [{name: str(value) for name, value in row.items()} for row in measured]
+    for rows in (measured, read):
+        with harness.console.capture() as shown:
+            harness.show("title", rows)
+        assert [line.split()[:2] for line in shown.get().splitlines()[1:]] == [
+            ["2.00", "csc.fista"],
+            ["10.00", "cleaned"],
+        ]
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "fista.csv"
     harness.update_csv(path, _rows({"cleaned": 8.0}))
