@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from csc_kernels import CSCConv2d
 
 from .files import written_aside
+from .models.mdeq import MDEQ
+from .models.scn import PatchCoding, descend, descent
 
 
 class PlainCode(nn.Module):
@@ -60,9 +62,26 @@ class PlainCode(nn.Module):
         return z
 
 
+class PlainPatchCode(nn.Module):
+    """A layer of SCN in operators of ONNX, its steps as constants."""
+
+    def __init__(self, layer: PatchCoding) -> None:
+        super().__init__()
+        self.layer = layer
+        step, contraction = descent(layer.gram())
+        self.register_buffer("step", step)
+        self.register_buffer("contraction", contraction)
+
+    def forward(self, x: Tensor) -> Tensor:
+        constant = self.step * (self.layer.products(x) - self.layer.lmbda.clamp_min(0))
+        return self.layer.folded(descend(self.contraction, constant), x)
+
+
 @torch.no_grad()
 def plain(model: nn.Module, pictures: Tensor) -> nn.Module:
-    """A copy of a model in evaluation mode without CSC layers, for pictures of these rows and columns."""
+    """A copy of a model in evaluation mode without ops of ours, for pictures of these rows and columns."""
+    if any(isinstance(module, MDEQ) for module in model.modules()):
+        raise ValueError("MDEQ has no ONNX form: its solver ends by its residuals (torch.export takes it)")
     model = copy.deepcopy(model).eval()
     sizes: dict[str, tuple[int, int]] = {}
     layers = {name: module for name, module in model.named_modules() if isinstance(module, CSCConv2d)}
@@ -70,8 +89,9 @@ def plain(model: nn.Module, pictures: Tensor) -> nn.Module:
         layer.register_forward_pre_hook(lambda _, inputs, name=name: sizes.__setitem__(name, inputs[0].shape[-2:]))
     model(pictures)
     for name, layer in layers.items():
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, PlainCode(layer, tuple(sizes[name])))
+        model.set_submodule(name, PlainCode(layer, tuple(sizes[name])))
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, PatchCoding)]:
+        model.set_submodule(name, PlainPatchCode(layer))
     return model
 
 
@@ -79,7 +99,7 @@ def export_onnx(model: nn.Module, pictures: Tensor, path: Path) -> None:
     """Write a model's inference as ONNX; the number of pictures stays free, rows and columns are these.
 
     Args:
-        model: any model with CSC layers; it stays as it is.
+        model: any model; its CSC layers and SCN's become operators of ONNX in a copy.
         pictures: an example, (N, C, H, W).
         path: the file.
 

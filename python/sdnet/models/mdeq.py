@@ -171,14 +171,17 @@ class MDEQ(nn.Module):
                 module.mask = None
         injected = self.stem(x)
         states = [
-            x.new_zeros(len(x), count, x.shape[2] >> i, x.shape[3] >> i) for i, count in enumerate(self.channels)
+            x.new_zeros(x.shape[0], count, x.shape[2] >> i, x.shape[3] >> i)
+            for i, count in enumerate(self.channels)
         ]
         # A normalised weight is computed once per solve, here and not in the solver, which records no gradients.
         with parametrize.cached():
             for module in self.transition.modules():
                 if parametrize.is_parametrized(module, "weight"):
                     _ = module.weight
-            found, _ = self.solver(lambda *z: self.transition(z, injected), states)
+            # A graph cannot end early: compiled or exported, the solver takes all steps and the last state.
+            options = {"return_final": True} if torch.compiler.is_compiling() else {}
+            found, _ = self.solver(lambda *z: self.transition(z, injected), states, solver_kwargs=options)
         states = found[-1]
         y = self.gather[0](states[0])
         for bottleneck, descend, z in zip(self.gather[1:], self.descend, states[1:]):

@@ -31,80 +31,91 @@ BACKWARD_TOLERANCE = 1e-5
 CACHED = 1 << 16
 
 
-def in_cache(*columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Blocks of the columns of equally large matrices: of a size that stays in a CPU's caches, whole on a GPU."""
-    rows, count = columns[0].shape
-    size = CACHED // rows if columns[0].device.type == "cpu" else count
-    return zip(*(matrix.split(max(1, size), 1) for matrix in columns), strict=True)
+def in_cache(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Blocks of the rows of equally large matrices: of a size that stays in a CPU's caches, whole on a GPU."""
+    count, length = rows[0].shape
+    size = CACHED // length if rows[0].device.type == "cpu" else count
+    return zip(*(matrix.split(max(1, size)) for matrix in rows), strict=True)
 
 
-def nonnegative_codes(y: Tensor, dictionary: Tensor, lmbda: Tensor) -> Tensor:
-    """argmin_{x >= 0} 1/2 ||y - A x||^2 + lmbda sum(x) by FISTA from zero; y (n, P), A (n, atoms)."""
-    gram = dictionary.T @ dictionary
+@torch.library.custom_op("sdnet::nonnegative_code", mutates_args=())
+def nonnegative_code(products: Tensor, gram: Tensor, lmbda: Tensor) -> Tensor:
+    """argmin_{x >= 0} 1/2 ||y - A x||^2 + lmbda sum(x) by FISTA from zero, for each row y'A (P, atoms) of products.
+
+    All that the steps need of a patch y is A'y, and of the dictionary A'A, the gram matrix (atoms, atoms). On the
+    support S of a code the optimality condition (A'A)_S x_S = (A'y)_S - lmbda holds with equality, which gives the
+    gradients: with beta_S = (A'A)_S^-1 g_S for the gradient g from above, and 0 off S,
+
+        dL/d(A'y) = beta,  dL/d(A'A) = -x beta',  dL/dlmbda = -sum(beta).
+    """
+    step, contraction = descent(gram)
+    constants = step * (products - lmbda.clamp_min(0))
+    return torch.cat([descend(contraction, constant) for (constant,) in in_cache(constants)])
+
+
+def descent(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """The step size 1 / ||A'A|| and the matrix I - step A'A of the gradient's steps."""
     step = 1 / torch.linalg.eigvalsh(gram)[-1].clamp_min(1e-12)
-    contraction = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) - step * gram
-    constants = step * (dictionary.T @ y - lmbda)
-    return torch.cat([_descend(contraction, constant) for (constant,) in in_cache(constants)], 1)
+    return step, torch.eye(len(gram), dtype=gram.dtype, device=gram.device) - step * gram
 
 
-def _descend(contraction: Tensor, constant: Tensor) -> Tensor:
-    """FISTA's steps max(contraction @ point + constant, 0)."""
+def descend(contraction: Tensor, constant: Tensor) -> Tensor:
+    """FISTA's steps max(point @ contraction + constant, 0)."""
     code = point = torch.zeros_like(constant)
     t = 1.0
     for _ in range(N_ITER):
-        following = torch.addmm(constant, contraction, point).clamp_min_(0)
+        following = torch.addmm(constant, point, contraction).clamp_min_(0)
         t_next = (1 + math.sqrt(1 + 4 * t * t)) / 2
         point = torch.lerp(code, following, 1 + (t - 1) / t_next)
         code, t = following, t_next
     return code
 
 
+@torch.library.custom_op("sdnet::solve_on_support", mutates_args=())
 def solve_on_support(gram: Tensor, support: Tensor, right: Tensor) -> Tensor:
-    """beta with (A_S'A_S + ridge) beta_S = right_S and zero off each column's support S, by conjugate gradients."""
-    return torch.cat([_conjugate_gradients(gram, s, r) for s, r in in_cache(support, right)], 1)
+    """beta with (A_S'A_S + ridge) beta_S = right_S and zero off each row's support S, by conjugate gradients."""
+    return torch.cat([_conjugate_gradients(gram, s.to(r.dtype), r) for s, r in in_cache(support, right)])
 
 
 def _conjugate_gradients(gram: Tensor, support: Tensor, right: Tensor) -> Tensor:
     beta = torch.zeros_like(right)
-    residual = right * support
-    direction = residual
-    squared = residual.square().sum(0)
+    residual = direction = right * support
+    squared = residual.square().sum(1, keepdim=True)
     enough = BACKWARD_TOLERANCE**2 * squared
     for _ in range(BACKWARD_STEPS):
         if bool((squared <= enough).all()):
             break
-        product = torch.addmm(direction, gram, direction, beta=RIDGE) * support
-        alpha = squared / (direction * product).sum(0).clamp_min(1e-30)
+        product = torch.addmm(direction, direction, gram, beta=RIDGE) * support
+        alpha = squared / (direction * product).sum(1, keepdim=True).clamp_min(1e-30)
         beta = torch.addcmul(beta, alpha, direction)
         residual = torch.addcmul(residual, alpha, product, value=-1)
-        squared_next = residual.square().sum(0)
+        squared_next = residual.square().sum(1, keepdim=True)
         direction = torch.addcmul(residual, squared_next / squared.clamp_min(1e-30), direction)
         squared = squared_next
     return beta
 
 
-class _PatchCode(torch.autograd.Function):
-    """The code of patches y (n, P), differentiated implicitly.
+@nonnegative_code.register_fake
+def _(products: Tensor, gram: Tensor, lmbda: Tensor) -> Tensor:
+    return torch.empty_like(products, memory_format=torch.contiguous_format)
 
-    On the support S of a code x the optimality condition A_S'(y - A_S x_S) = lmbda holds with equality. With
-    beta_S = (A_S'A_S)^-1 g_S for the gradient g from above,
 
-        dL/dy = A beta,  dL/dA = (y - A x) beta' - (A beta) x',  dL/dlmbda = -sum(beta).
-    """
+@solve_on_support.register_fake
+def _(gram: Tensor, support: Tensor, right: Tensor) -> Tensor:
+    return torch.empty_like(right, memory_format=torch.contiguous_format)
 
-    @staticmethod
-    def forward(ctx, y: Tensor, dictionary: Tensor, lmbda: Tensor) -> Tensor:
-        code = nonnegative_codes(y, dictionary, lmbda.clamp_min(0))
-        ctx.save_for_backward(y, dictionary, code)
-        return code
 
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        y, dictionary, code = ctx.saved_tensors
-        beta = solve_on_support(dictionary.T @ dictionary, (code > 0).to(grad.dtype), grad)
-        image = dictionary @ beta
-        grad_dictionary = (y - dictionary @ code) @ beta.T - image @ code.T
-        return image, grad_dictionary, -beta.sum()
+def _keep(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1], output)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    gram, code = ctx.saved_tensors
+    beta = solve_on_support(gram, code > 0, grad)
+    return beta, -(code.T @ beta), -beta.sum()
+
+
+nonnegative_code.register_autograd(_backward, setup_context=_keep)
 
 
 class PatchCoding(nn.Module):
@@ -112,21 +123,31 @@ class PatchCoding(nn.Module):
 
     def __init__(self, in_channels: int, atoms: int, stride: int) -> None:
         super().__init__()
-        size = KERNEL**2 * in_channels
         self.stride = stride
-        self.dictionary = nn.Parameter(torch.randn(size, atoms) / size)
+        size = KERNEL**2 * in_channels
+        self.dictionary = nn.Parameter(torch.randn(atoms, in_channels, KERNEL, KERNEL) / size)
         self.lmbda = nn.Parameter(torch.zeros(()))
 
+    def products(self, x: Tensor) -> Tensor:
+        """A'y of all patches y, a convolution: (P, atoms)."""
+        found = F.conv2d(x, self.dictionary, None, self.stride, KERNEL // 2)
+        return found.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def gram(self) -> Tensor:
+        atoms = self.dictionary.flatten(1)
+        return atoms @ atoms.T
+
+    def folded(self, code: Tensor, x: Tensor) -> Tensor:
+        """The codes (P, atoms) of the pictures x as maps."""
+        rows, columns = (-(-size // self.stride) for size in x.shape[2:])
+        return code.view(x.shape[0], rows, columns, self.dictionary.shape[0]).permute(0, 3, 1, 2)
+
     def forward(self, x: Tensor) -> Tensor:
-        patches = F.unfold(x, KERNEL, padding=KERNEL // 2, stride=self.stride)
-        y = patches.permute(1, 0, 2).flatten(1)
         if self.training:
             # As after every update. In the graph a clamp would have no gradient at 0, where lmbda begins.
             with torch.no_grad():
                 self.lmbda.clamp_(min=0)
-        code = _PatchCode.apply(y, self.dictionary, self.lmbda)
-        rows, columns = (-(-size // self.stride) for size in x.shape[2:])
-        return code.view(-1, len(x), rows, columns).transpose(0, 1)
+        return self.folded(nonnegative_code(self.products(x), self.gram(), self.lmbda), x)
 
 
 class SCN(nn.Module):
