@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole", action="store_true", help="every case of the GPU kernels' tests, which takes long")
 
 
+def installed_kernels() -> Path | None:
+    """The library of an installed csc_kernels that another one without a library hides."""
+    try:
+        library = Path(str(distribution("csc_kernels").locate_file("csc_kernels/_native.abi3.so")))
+    except PackageNotFoundError:
+        return None
+    hides = not (Path(csc.__file__).parent / library.name).exists()
+    return library if hides and library.exists() else None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # The problems are small: on a busy machine threads that wait for each other take 30 times as long.
     torch.set_num_threads(1)
+    hidden = installed_kernels()
+    if hidden is not None:
+        raise pytest.UsageError(
+            f"{Path(csc.__file__).parent} has no compiled kernels and stands before the installed {hidden.parent}: "
+            "call pytest instead of python -m pytest, or install with pip install -e"
+        )
     given = config.getoption("--golden")
     if given is not None and not any(given.glob("*.npz")):
         raise pytest.UsageError(f"--golden {given}: no .npz files there")

@@ -91,6 +91,36 @@ def test_an_unreadable_picture_is_named(cifar: Path) -> None:
         load("cifar10", cifar)
 
 
+def test_what_cannot_be_opened_is_named(cifar: Path) -> None:
+    (cifar / "train" / "cat" / "link.png").symlink_to(cifar / "nowhere.png")
+    with pytest.raises(DataError, match=r"cat/link\.png cannot be read: No such file"):
+        load("cifar10", cifar)
+
+
+def test_a_picture_too_large_to_be_one_is_named(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Of 1024; the error comes at twice of it.
+    with pytest.raises(DataError, match=r"\.png is no readable picture: Image size .* exceeds limit"):
+        load("cifar10", cifar)
+
+
+def test_a_folder_with_a_pictures_name_is_a_folder(cifar: Path) -> None:
+    (cifar / "train" / "cat" / "folder.png").mkdir()
+    assert_is_small_cifar(cifar)
+
+
+def test_a_picture_outside_of_the_classes_is_named(cifar: Path) -> None:
+    path = cifar.parent / "pictures.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(cifar / "train" / "cat" / "0.png", "1.png")
+    with pytest.raises(DataError, match=r"pictures\.tar: 1\.png does not lie in <split>/<class>/"):
+        load("cifar10", path)
+
+
+def test_ten_classes_are_no_cifar100(cifar: Path) -> None:
+    with pytest.raises(DataError, match="train has 10 classes, cifar100 has 100"):
+        load("cifar100", cifar)
+
+
 def test_a_picture_of_another_size_is_named(cifar: Path) -> None:
     save(cifar / "train" / "cat" / "1.png", 3, (31, 32))
     with pytest.raises(DataError, match=r"cat/1\.png has 31x32 pixels, expected 32x32"):
@@ -224,6 +254,12 @@ def test_an_epoch_of_shards_has_every_picture_and_reads_few_shards_at_a_time(tmp
     first = source.shard[order[: 3 * WINDOW]]
     assert len(set(first)) == WINDOW and list(first) != sorted(first)
     assert list(order) != list(source.order(seed=0, epoch=1))
+
+
+def test_shards_have_as_many_classes_as_the_recipe_says(sharded: Path) -> None:
+    assert len(load("shards", sharded, size=24, classes=300).classes) == 300
+    with pytest.raises(DataError, match=r"train has the label 203, expected less than data\.classes=203"):
+        load("shards", sharded, size=24, classes=203)
 
 
 def test_a_truncated_shard_is_named(sharded: Path) -> None:

@@ -34,6 +34,11 @@ def test_timm_makes_the_model(name: str) -> None:
     assert model(images()).shape == (2, 7)
 
 
+def test_what_timm_passes_on_and_the_model_lacks_is_named() -> None:
+    with pytest.raises(ValueError, match="sdnet18 has no option in_chans; it has num_classes, stem, width"):
+        timm.create_model("sdnet18", in_chans=1)
+
+
 def test_timm_keeps_its_own_resnet() -> None:
     assert type(timm.create_model("resnet18")).__module__.startswith("timm")
 
@@ -133,6 +138,14 @@ def test_saved_and_loaded_a_classifier_is_the_same(tmp_path: Path) -> None:
     loaded = Classifier.from_pretrained(tmp_path).eval()
     assert loaded.classes == ("a", "b", "c") and loaded.network.layer0[0].dn.lmbda == 0.3
     assert torch.equal(loaded(images()), model(images()))
+
+
+def test_a_calibration_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = Classifier("sdnet18", options={"width": 4})
+    model.calibration = {"line_noise": torch.tensor([2.0, 0.1])}
+    model.save_pretrained(tmp_path)
+    loaded = Classifier.from_pretrained(tmp_path).calibration
+    assert loaded is not None and torch.equal(loaded["line_noise"], model.calibration["line_noise"])
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

@@ -160,6 +160,16 @@ def test_show_and_invert_write_their_files(tmp_path: Path) -> None:
         assert (tmp_path / name).stat().st_size > 10_000
 
 
+def test_show_writes_its_figures_as_files_too(tmp_path: Path) -> None:
+    chain().save_pretrained(tmp_path / "model")
+    options = ["--out", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")]
+    result = CliRunner().invoke(cli.app, ["show", str(tmp_path), *options])
+    assert result.exit_code == 0, result.output
+    names = ["dictionary_and_most_active_atoms.png", "sparsity.png", "what_the_codes_describe.png"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == names
+    assert all((tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in names)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -233,8 +243,26 @@ def test_patterns_choose_the_layers_and_reasons_say_what_stays() -> None:
 
 
 def test_a_pattern_without_a_match_lists_the_names() -> None:
-    with pytest.raises(ValueError, match=r"no convolution matches \('head\.\*',\); the model has 0"):
-        sdnet.replace_convs(nn.Sequential(nn.Conv2d(3, 3, 1)), "head.*")
+    model = nn.Sequential(nn.Conv2d(3, 3, 1))
+    for patterns in ("head.*", ["0", "head.*"]):
+        with pytest.raises(ValueError, match=r"no convolution matches \['head\.\*'\]; the model has 0"):
+            sdnet.replace_convs(model, patterns)
+    assert isinstance(model[0], nn.Conv2d)
+
+
+def test_a_convolution_in_two_places_becomes_one_layer_in_both() -> None:
+    conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    model = nn.Sequential(conv, nn.ReLU(), conv)
+    done = sdnet.replace_convs(model, "0", show=False)
+    assert [entry.name for entry in done] == ["0"] and isinstance(model[2], nn.Conv2d)
+    model = nn.Sequential(conv, nn.ReLU(), conv)
+    sdnet.replace_convs(model, show=False)
+    assert isinstance(model[0], csc.CSCConv2d) and model[0] is model[2]
+
+
+def test_a_convolution_alone_has_no_place_to_be_replaced_in() -> None:
+    with pytest.raises(ValueError, match=r"put it into an nn\.Sequential"):
+        sdnet.replace_convs(nn.Conv2d(3, 3, 1))
 
 
 def test_a_timm_convnext_trains_with_codes_in_its_stem() -> None:

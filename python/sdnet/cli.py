@@ -90,6 +90,7 @@ def show(
     model: Annotated[str, typer.Argument(help="A shipped model, the folder of a run, or of save_pretrained.")],
     out: Annotated[Path, typer.Option(help="The page, an .html file.", dir_okay=False)],
     pictures: Annotated[Path | None, typer.Option(help="Picture files in a folder; the digits without.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for the figures as PNG.", file_okay=False)] = None,
 ) -> None:
     """One HTML page: dictionary, most active atoms, histograms, sparsity and what the codes describe."""
     with interruptible():
@@ -101,7 +102,7 @@ def show(
         if out.suffix.lower() not in (".html", ".htm"):
             raise UserError(f"--out is a page and must end in .html, got {out}")
         try:
-            write_report(out, load_model(model), few_pictures(pictures), model)
+            write_report(out, load_model(model), few_pictures(pictures), model, figures)
         except ValueError as error:
             raise UserError(str(error)) from None
         typer.echo(f"written: {out}")

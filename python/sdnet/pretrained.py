@@ -7,7 +7,6 @@ from importlib import resources
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from .errors import UserError
 from .models import Classifier
@@ -35,11 +34,7 @@ def load_pretrained(name: str) -> Classifier:
     known = pretrained()
     if name not in known:
         raise ValueError(f"no pretrained model {name!r}; there is {', '.join(known) or 'none'}")
-    model = Classifier.from_pretrained(known[name]).eval()
-    calibration = known[name] / "calibration.safetensors"
-    if calibration.exists():
-        model.calibration = load_file(calibration)
-    return model
+    return Classifier.from_pretrained(known[name]).eval()
 
 
 def load_model(model: str) -> Classifier:

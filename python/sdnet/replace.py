@@ -47,28 +47,33 @@ def replace_convs(
         One entry for every convolution that matched.
 
     Raises:
-        ValueError: no convolution matches.
+        ValueError: a pattern matches no convolution, or the model is a convolution itself.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8))
     >>> [(entry.name, entry.reason) for entry in replace_convs(model, "*", show=False)]
     [('0', None), ('2', 'has 8 groups')]
     """
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
-    matching = {
+    # With the names of convolutions that stand in several places, which all get one layer.
+    convs = {
         name: module
-        for name, module in model.named_modules()
-        if name and isinstance(module, nn.Conv2d) and any(fnmatch(name, pattern) for pattern in patterns)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Conv2d)
     }
-    if not matching:
-        known = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-        raise ValueError(f"no convolution matches {patterns}; the model has {', '.join(known) or 'none'}")
-    done = []
-    for name, conv in matching.items():
+    if "" in convs:
+        raise ValueError("the model is a convolution itself: put it into an nn.Sequential")
+    unmatched = [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in convs)]
+    if unmatched or not patterns:
+        raise ValueError(f"no convolution matches {unmatched}; the model has {', '.join(convs) or 'none'}")
+    done, layers_of = [], dict[nn.Conv2d, nn.Module]()
+    for name, conv in convs.items():
+        if not any(fnmatch(name, pattern) for pattern in patterns):
+            continue
         reason = _unsupported(conv)
         if reason is None:
-            parent, _, attribute = name.rpartition(".")
-            layer = _as_code(conv, lmbda=lmbda, n_iter=n_iter, nonneg=nonneg)
-            setattr(model.get_submodule(parent), attribute, layer)
+            if conv not in layers_of:
+                layers_of[conv] = _as_code(conv, lmbda=lmbda, n_iter=n_iter, nonneg=nonneg)
+            model.set_submodule(name, layers_of[conv])
         done.append(Replacement(name, tuple(conv.weight.shape), reason))
     if show:
         Console().print(_table(done))

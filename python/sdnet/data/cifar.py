@@ -14,6 +14,7 @@ from .decode import decoded
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
+CIFAR100_CLASSES = 100
 _TORCHVISION = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 
 
@@ -51,6 +52,8 @@ def _from_pictures(name: str, source: Path) -> Arrays:
         raise DataError(f"{name} is read from a folder of pictures, not from an archive: unpack {source}")
     else:
         classes = tuple(sorted(path.name for path in (source / "train").iterdir() if path.is_dir()))
+        if len(classes) != CIFAR100_CLASSES:
+            raise DataError(f"{source / 'train'} has {len(classes)} classes, {name} has {CIFAR100_CLASSES}")
     splits = decoded(source, classes, (32, 32))
     missing = {"train", "test"} - set(splits)
     if missing:

@@ -58,7 +58,9 @@ def _decode(source: Path, classes: Sequence[str], size: tuple[int, int], folder:
     label_of = {name: label for label, name in enumerate(classes)}
     found: dict[str, list[tuple[int, str, numpy.ndarray]]] = {}
     for path, content in _files(source):
-        *_, split, name, _ = path.parts
+        if len(path.parts) < 3:
+            raise DataError(f"{source}: {path} does not lie in <split>/<class>/")
+        split, name = path.parts[-3:-1]
         if name not in label_of:
             raise DataError(f"{source}: {path} is of no known class; the classes are {', '.join(classes)}")
         picture = read_picture(content, f"{source}: {path}", size)
@@ -84,7 +86,9 @@ def read_picture(content: bytes, name: str, size: tuple[int, int] | None = None)
     try:
         with Image.open(io.BytesIO(content)) as image:
             picture = numpy.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except UnidentifiedImageError:
+        raise DataError(f"{name} is no readable picture: its content has no known format") from None
+    except (Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise DataError(f"{name} is no readable picture: {error}") from None
     if size is not None and picture.shape[:2] != size:
         raise DataError(f"{name} has {picture.shape[0]}x{picture.shape[1]} pixels, expected {size[0]}x{size[1]}")
@@ -95,8 +99,13 @@ def _files(source: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
     """Names below the source and contents of its picture files."""
     if source.is_dir():
         for path in sorted(source.rglob("*")):
-            if path.suffix.lower() in SUFFIXES:
-                yield PurePosixPath(path.relative_to(source.parent).as_posix()), path.read_bytes()
+            if path.suffix.lower() not in SUFFIXES or path.is_dir():
+                continue
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}") from None
+            yield PurePosixPath(path.relative_to(source.parent).as_posix()), content
         return
     try:
         with tarfile.open(source) as archive:

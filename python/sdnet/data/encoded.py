@@ -78,7 +78,7 @@ class Shards:
     a run can go on anywhere without reading what it has seen.
     """
 
-    def __init__(self, root: Path, num_classes: int = 1000) -> None:
+    def __init__(self, root: Path, num_classes: int) -> None:
         self.paths = sorted(root.glob("*.tar")) if root.is_dir() else []
         if not self.paths:
             raise DataError(f"{root} holds no shards: put WebDataset's *.tar there, with <key>.jpg and <key>.cls")
@@ -87,7 +87,9 @@ class Shards:
         self.shard = numpy.concatenate([numpy.full(len(part), i) for i, part in enumerate(parts)])
         self.places = numpy.concatenate(parts)  # start, length, label
         if self.places[:, 2].max() >= num_classes:
-            raise DataError(f"{root} has the label {self.places[:, 2].max()}, expected less than {num_classes}")
+            raise DataError(
+                f"{root} has the label {self.places[:, 2].max()}, expected less than data.classes={num_classes}"
+            )
 
     def __len__(self) -> int:
         return len(self.places)

@@ -37,7 +37,7 @@ def load_arrays(recipe: DataRecipe) -> Arrays:
     if recipe.random:
         from .random_pictures import random_arrays
 
-        return random_arrays(recipe.name, recipe.size, recipe.limit or 1000)
+        return random_arrays(recipe.name, recipe.size, recipe.limit or 1000, recipe.classes)
     root = None if recipe.root is None else recipe.root.expanduser()
     if recipe.name == "digits":
         from . import digits
@@ -58,8 +58,12 @@ def _encoded(recipe: DataRecipe, seed: int) -> Data:
     from . import encoded
 
     root = _needed(None if recipe.root is None else recipe.root.expanduser(), recipe.name)
-    kind = encoded.Folder if recipe.name == "image_folder" else encoded.Shards
-    train, test = kind(root / "train"), kind(root / "val")
+    train, test = (
+        encoded.Folder(root / part)
+        if recipe.name == "image_folder"
+        else encoded.Shards(root / part, recipe.classes)
+        for part in ("train", "val")
+    )
     if train.classes != test.classes:
         raise DataError(f"{root}: train has the classes {train.classes[:5]}..., val {test.classes[:5]}...")
     return Data(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .registry import build
+
+# The file of Classifier.calibration in a folder of save_pretrained.
+CALIBRATION = "calibration.safetensors"
 
 
 class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["sparse-coding"]):
@@ -53,6 +58,8 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
             raise ValueError(f"mean and std need one number per channel, std above 0; got {mean} and {std}")
         if classes and len(classes) != num_classes:
             raise ValueError(f"{len(classes)} names of classes for {num_classes} classes")
+        if "num_classes" in (options or {}):
+            raise ValueError(f"num_classes is no option of its own: there are {num_classes} classes")
         self.classes = tuple(classes)
         # What builds another of this kind, see sdnet.adapt.
         self.arguments: dict[str, Any] = {
@@ -67,12 +74,21 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
     def _from_pretrained(cls, *, model_id: str, strict: bool = True, **options: Any) -> Classifier:
         """PyTorchModelHubMixin's, which by itself leaves at random what the file does not have."""
         try:
-            return super()._from_pretrained(model_id=model_id, strict=strict, **options)
+            model = super()._from_pretrained(model_id=model_id, strict=strict, **options)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(
                 f"{model_id}: model.safetensors is not of the model in config.json: {reason[:300]}"
             ) from None
+        calibration = Path(model_id) / CALIBRATION
+        if calibration.exists():
+            model.calibration = load_file(calibration)
+        return model
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        if self.calibration is not None:
+            save_file(self.calibration, save_directory / CALIBRATION)
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.network((pictures - self.mean) / self.std)

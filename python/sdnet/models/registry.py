@@ -45,18 +45,18 @@ def _register_with_timm() -> None:
         if error.name != "timm":
             raise
         return
-    for name, builder in MODELS.items():
+    for name in MODELS:
         if not name.startswith("resnet"):
-            register_model(_timm_entry(name, builder))
+            register_model(_timm_entry(name))
 
 
-def _timm_entry(name: str, builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def _timm_entry(name: str) -> Callable[..., nn.Module]:
     def entry(pretrained: bool = False, **options: Any) -> nn.Module:
         if pretrained:
             raise ValueError(f"timm has no weights of {name}; sdnet.load_pretrained has those that ship")
         for given in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
             options.pop(given, None)
-        return builder(**options)
+        return build(name, **options)
 
     entry.__name__ = name
     entry.__module__ = __name__

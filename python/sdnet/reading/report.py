@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ..files import written_aside
+from ..files import files_written_aside, written_aside
 from ..training.statistics import csc_layers
 from .figures import dictionary_figure, inversion_figure, sparsity_figure, statistics_rows
 from .inversion import invertible_layers
@@ -25,30 +25,47 @@ STYLE = (
 )
 
 
-def write_report(path: Path, model: nn.Module, pictures: Tensor, title: str) -> None:
+def write_report(path: Path, model: nn.Module, pictures: Tensor, title: str, figures: Path | None = None) -> None:
     """Dictionary, sparsity, numbers per layer and inversions of a model, on pictures (N, C, H, W) in [0, 1].
+
+    Args:
+        figures: a folder for the page's figures as PNG files too.
 
     Raises:
         ValueError: the model has no sparse coding layer.
-        UserError: the file cannot be written.
+        UserError: a file cannot be written.
     """
     if not csc_layers(model):
         raise ValueError(f"{title} has no sparse coding layer to show")
-    write_sections(path, title, layer_sections(model, pictures))
+    drawn = layer_figures(model, pictures)
+    write_sections(path, title, _sections(drawn, model, pictures))
+    if figures is not None:
+        with files_written_aside(figures) as aside:
+            for heading, figure in drawn.items():
+                figure.savefig(aside / f"{heading.lower().replace(' ', '_')}.png", dpi=110)
 
 
 @torch.no_grad()
-def layer_sections(model: nn.Module, pictures: Tensor) -> list[str]:
-    """What `write_report` shows of the sparse coding layers."""
-    parts = [
-        section("Dictionary and most active atoms", picture(dictionary_figure(model, pictures))),
-        section("Sparsity", picture(sparsity_figure(model, pictures))),
-        section("Layers", table(statistics_rows(model, pictures))),
-    ]
+def layer_figures(model: nn.Module, pictures: Tensor) -> dict[str, Figure]:
+    """Figures of the sparse coding layers by their heading."""
+    figures = {
+        "Dictionary and most active atoms": dictionary_figure(model, pictures),
+        "Sparsity": sparsity_figure(model, pictures),
+    }
     layers = invertible_layers(model)
     if layers:
-        parts.append(section("What the codes describe", picture(inversion_figure(model, pictures, layers))))
-    return parts
+        figures["What the codes describe"] = inversion_figure(model, pictures, layers)
+    return figures
+
+
+def layer_sections(model: nn.Module, pictures: Tensor) -> list[str]:
+    """What `write_report` shows of the sparse coding layers."""
+    return _sections(layer_figures(model, pictures), model, pictures)
+
+
+def _sections(figures: Mapping[str, Figure], model: nn.Module, pictures: Tensor) -> list[str]:
+    numbers = section("Layers", table(statistics_rows(model, pictures)))
+    return [*(section(heading, picture(figure)) for heading, figure in figures.items()), numbers]
 
 
 def write_sections(path: Path, title: str, parts: Sequence[str]) -> None:

@@ -36,6 +36,7 @@ class DataRecipe:
     pad: pixels of zeros around training pictures, from which a crop of the old size is drawn.
     flip: mirror half of the training pictures.
     size: rows and columns of image_folder and shards' pictures after cropping.
+    classes: number of classes of shards, which hold numbers and no names.
     mean, std: per channel, of pictures in [0, 1].
     limit: only so many pictures of each split, for a trial.
     random: random pictures of this data set's shape and classes in its place, for a trial without it.
@@ -49,6 +50,7 @@ class DataRecipe:
     pad: int = 4
     flip: bool = True
     size: int = 224
+    classes: int = 1000
     mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
     std: tuple[float, ...] = (0.2023, 0.1994, 0.2010)
     limit: int | None = None
@@ -101,7 +103,7 @@ class Recipe:
         precision: 32-true, bf16-mixed or 16-mixed.
         channels_last: layout of weights and pictures.
         checkpoint_steps: steps between checkpoints; there is one at the end of every epoch besides.
-        strategy: of Lightning: auto, or ddp for several processes.
+        strategy: auto; for several processes ddp, or fsdp2, in which each keeps a share of the weights.
         devices: processes on this machine.
         nodes: machines.
         threads: of PyTorch in each process; None leaves its own choice.
@@ -119,7 +121,7 @@ class Recipe:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = True
     checkpoint_steps: int = 1000
-    strategy: Literal["auto", "ddp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     devices: int = 1
     nodes: int = 1
     threads: int | None = None
@@ -138,6 +140,8 @@ class Recipe:
                 value = getattr(value, name)
             if value is not None and not least <= value <= most:
                 raise UserError(f"{path} must be at least {least:g} and at most {most:g}, got {value}")
+        if self.strategy == "fsdp2" and self.ema is not None:
+            raise UserError("no average of sharded weights is kept: ema goes with --strategy ddp, not with fsdp2")
         if self.optimizer.name == "sgd" and self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise UserError("optimizer.nesterov needs an optimizer.momentum above 0, got 0")
 
@@ -146,7 +150,8 @@ class Recipe:
 RANGES: tuple[tuple[str, float, float], ...] = (
     ("epochs", 1, math.inf), ("seed", 0, 2**32 - 1), ("label_smoothing", 0, 1), ("clip", 0, math.inf),
     ("ema", 0, 1), ("checkpoint_steps", 1, math.inf), ("devices", 1, math.inf), ("nodes", 1, math.inf),
-    ("threads", 1, 2**15), ("data.pad", 0, math.inf), ("data.size", 1, math.inf), ("data.limit", 1, math.inf),
+    ("threads", 1, 2**15), ("data.pad", 0, math.inf), ("data.size", 1, math.inf),
+    ("data.classes", 1, math.inf), ("data.limit", 1, math.inf),
     ("optimizer.rate", 0, math.inf), ("optimizer.momentum", 0, 1), ("optimizer.decay", 0, math.inf),
     ("schedule.warm_up", 0, math.inf), ("schedule.least", 0, math.inf), ("schedule.factor", 0, math.inf),
 )  # fmt: skip
