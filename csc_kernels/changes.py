@@ -14,12 +14,18 @@ from torch.utils.weak import WeakTensorKeyDictionary
 # here, for parameters that somebody has marked.
 _STEPS = "_csc_optimizer_steps"
 
+# Steps of optimizers whose parameters are shares of tensors (FSDP2): the whole tensors that a forward sees are
+# filled anew after each, without a trace.
+_steps_of_shares = 0
+
 # `.data` and numpy edit a tensor without a trace, so that on the CPU so many of its numbers are compared: all of
 # a stem's weight, in less than 10 us.
 SAMPLES = 10_000
 
 
 def _count_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    global _steps_of_shares
+    _steps_of_shares += any(is_share(p) for group in optimizer.param_groups for p in group["params"][:1])
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if hasattr(parameter, _STEPS):
@@ -41,8 +47,8 @@ class Mark:
         self._sample = sample(tensor).clone() if tensor.is_cpu else None
 
     @staticmethod
-    def _of(tensor: Tensor) -> tuple[int, int, int]:
-        return tensor.data_ptr(), tensor._version, getattr(tensor, _STEPS, 0)
+    def _of(tensor: Tensor) -> tuple[int, int, int, int]:
+        return tensor.data_ptr(), tensor._version, getattr(tensor, _STEPS, 0), _steps_of_shares
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether `tensor` is still the same, unchanged."""
@@ -60,13 +66,20 @@ def sample(tensor: Tensor) -> Tensor:
 
 
 def can_be_marked(tensor: Tensor) -> bool:
-    """Not where changes cannot be followed: in a compiled graph, in torch.func, in inference mode."""
+    """Not where changes cannot be followed: in a compiled graph, in torch.func, in inference mode, in a share."""
     return not (
         torch.compiler.is_compiling()
         or tensor.is_inference()
         or tensor.is_meta
         or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or is_share(tensor)
     )
+
+
+def is_share(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over processes, of which each has a part (a DTensor)."""
+    # By name: to import the class takes longer than to import this package.
+    return type(tensor).__name__ == "DTensor"
 
 
 def unwrapped(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .changes import Mark, can_be_marked, freeze, mark, unwrapped
+from .changes import Mark, can_be_marked, freeze, is_share, mark, unwrapped
 from .functional import finite_step, fista, in_transform
 from .geometry import (
     Padding,
@@ -270,7 +270,8 @@ class CSCConv2d(nn.Module):
     def train(self, mode: bool = True) -> CSCConv2d:
         """Leaving training takes the step size of the last weight, which a compiled forward cannot do."""
         super().train(mode)
-        if not mode and not self.weight.is_meta and not self._current():
+        known = not (self.weight.is_meta or is_share(self.weight))
+        if not mode and known and not self._current():
             with torch.no_grad():
                 self._refresh_step(self._normalized(), self._step_size_of)
         return self

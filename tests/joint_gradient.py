@@ -6,13 +6,15 @@ import torch
 from lightning.fabric import Fabric
 from sdnet.data import TrainingBatches, load_data
 from sdnet.models import Classifier
-from sdnet.training.recipe import DataRecipe
+from sdnet.training import sharding
+from sdnet.training.recipe import DataRecipe, Recipe
 from torch.nn import functional as F
 
 
-def main(out: str, processes: str) -> None:
+def main(out: str, processes: str, strategy: str) -> None:
     torch.set_num_threads(1)
-    fabric = Fabric(accelerator="cpu", devices=int(processes), strategy="ddp" if processes != "1" else "auto")
+    chosen = sharding.strategy(Recipe(strategy=strategy, devices=int(processes)))
+    fabric = Fabric(accelerator="cpu", devices=int(processes), strategy=chosen)
     fabric.launch()
     torch.manual_seed(0)
     # In evaluation mode, in which batch norms do not look at the batch, of which each process sees a part.
@@ -22,8 +24,9 @@ def main(out: str, processes: str) -> None:
     batches = TrainingBatches(data.train, 8, 0, fabric.global_rank, fabric.world_size)
     pictures, labels = next(batches.epoch(0))
     fabric.backward(F.cross_entropy(model(pictures.float() / 255), labels))
+    gradients = sharding.whole({name: parameter.grad for name, parameter in model.module.named_parameters()})
     if fabric.global_rank == 0:
-        torch.save({name: parameter.grad for name, parameter in model.module.named_parameters()}, out)
+        torch.save(gradients, out)
     if fabric.world_size > 1:
         fabric.barrier()
         torch.distributed.destroy_process_group()

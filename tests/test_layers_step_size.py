@@ -13,7 +13,7 @@ from problems import Problem, objective
 from torch import Tensor, nn
 
 import csc_kernels as csc
-from csc_kernels import CSCConv2d
+from csc_kernels import CSCConv2d, changes
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -349,3 +349,15 @@ def test_the_default_step_of_wide_layers_is_below_its_limit(
     (torch.compile(layer, backend="eager") if compiled else layer)(torch.randn(1, channels, pixels, pixels))
     limit = csc.lipschitz(layer.dictionary().detach(), input_size=pixels, padding=padding, tol=1e-7, max_iter=500)
     assert layer.step == "power" and 0.85 < float(layer.step_size * limit) < 1
+
+
+def test_a_step_of_an_optimizer_of_shares_ends_every_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP2 fills the weights that a forward sees anew after each, and leaves no trace in them."""
+    weight, share = torch.randn(4, 3, 3, 3), nn.Parameter(torch.randn(2))
+    made = changes.mark(weight)
+    share.grad = torch.zeros(2)
+    torch.optim.SGD([share], 0.1).step()
+    assert made.holds(weight)
+    monkeypatch.setattr(changes, "is_share", lambda tensor: tensor is share)
+    torch.optim.SGD([share], 0.1).step()
+    assert not made.holds(weight) and changes.mark(share) is None

@@ -21,9 +21,10 @@ def torchrun(*command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_two_processes_have_the_gradient_of_one_on_the_joint_batch(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, str(SCRIPT), str(tmp_path / "one.pt"), "1"], check=True, timeout=400)
-    torchrun(str(SCRIPT), str(tmp_path / "two.pt"), "2")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_have_the_gradient_of_one_on_the_joint_batch(strategy: str, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(SCRIPT), str(tmp_path / "one.pt"), "1", "auto"], check=True, timeout=400)
+    torchrun(str(SCRIPT), str(tmp_path / "two.pt"), "2", strategy)
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     assert one.keys() == two.keys() and any(grad.abs().sum() > 0 for grad in one.values())
     for name, grad in one.items():
@@ -37,6 +38,21 @@ def test_a_run_of_two_processes_goes_on_from_its_checkpoint(tmp_path: Path) -> N
     torchrun(*options, "--devices", "2", "--strategy", "ddp")
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 6
     torchrun(*options, "--devices", "2", "--strategy", "ddp")
+
+
+def test_with_shares_of_the_weights_a_run_ends_at_the_same_weights(tmp_path: Path) -> None:
+    """FSDP2 for two steps, DDP for two more, and FSDP2 again for the rest: a checkpoint is of either."""
+    script = str(SCRIPT.with_name("stopped_training.py"))
+    torchrun(script, str(tmp_path / "whole"), "ddp", "6")
+    for strategy, stop in (("fsdp2", 2), ("ddp", 4), ("fsdp2", 6)):
+        torchrun(script, str(tmp_path / "parts"), strategy, str(stop))
+        assert torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)["step"] == stop
+    whole, parts = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "parts"))
+    for name, value in whole["network"].items():
+        assert torch.equal(parts["network"][name], value), name
+    for number, values in whole["optimizer"]["state"].items():
+        found = parts["optimizer"]["state"][number]["momentum_buffer"]
+        assert torch.equal(found, values["momentum_buffer"]), number
 
 
 @pytest.mark.parametrize("name", ["resnet18", "sdnet18_all"])

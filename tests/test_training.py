@@ -182,6 +182,39 @@ def test_a_truncated_checkpoint_is_refused_by_name(finished: Path, tmp_path: Pat
             train(TINY, tmp_path)
 
 
+def test_a_changed_byte_in_a_checkpoint_is_noticed(finished: Path, tmp_path: Path) -> None:
+    content = bytearray((finished / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is truncated or no checkpoint .*has another checksum"):
+        train(TINY, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["network", "recipe"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(key: str, finished: Path, tmp_path: Path) -> None:
+    state = torch.load(finished / "last.ckpt", weights_only=True)
+    del state[key]
+    torch.save(state, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=f"last.ckpt is incomplete: it lacks {key}"):
+        train(TINY, tmp_path)
+
+
+def test_a_checkpoint_of_other_classes_is_refused(finished: Path, tmp_path: Path) -> None:
+    state = torch.load(finished / "last.ckpt", weights_only=True)
+    state["classes"] = ["cat", "dog"]
+    torch.save(state, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"is of the classes cat, dog \(2\), the data have 0, .* \(10\)"):
+        train(TINY, tmp_path)
+
+
+def test_processes_that_the_recipe_does_not_count_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes were started, the recipe has devices=1"):
+        train(TINY, tmp_path)
+
+
 def test_a_foreign_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match=r"last\.ckpt is no checkpoint of sdnet train"):
@@ -338,6 +371,8 @@ def test_a_trial_of_a_recipe_trains_and_checkpoints_without_its_data(name: str, 
         (["digits", "--epochs", "many"], "epochs"),
         (["digits", "--model.name", "vgg"], "model must be one of"),
         (["digits", "--model.options", "{colour: red}"], "no option colour"),
+        (["digits", "--model.options", "{num_classes: 3}"], "num_classes is no option"),
+        (["digits", "--strategy", "fsdp2", "--ema", "0.9"], "ema goes with --strategy ddp"),
         (["digits", "--data.batch", "0"], "batch of 0"),
         (["digits", "--data.workers", "-1"], "workers must be at least 0"),
         (["digits", "--epochs", "0"], "epochs must be at least 1 and at most inf, got 0"),

@@ -31,11 +31,11 @@ def build_network(recipe: Recipe, classes: Sequence[str]) -> Classifier:
         raise UserError(f"model: {error}") from None
 
 
-def build_optimizer(network: nn.Module, options: OptimizerRecipe) -> torch.optim.Optimizer:
-    """The optimizer of all parameters; fused, which goes over memory once."""
+def build_optimizer(network: nn.Module, options: OptimizerRecipe, fused: bool = True) -> torch.optim.Optimizer:
+    """The optimizer of all parameters; fused, which goes over memory once, but sharded weights cannot be."""
     if options.name == "adam":
-        return torch.optim.Adam(network.parameters(), options.rate, weight_decay=options.decay, fused=True)
+        return torch.optim.Adam(network.parameters(), options.rate, weight_decay=options.decay, fused=fused)
     return torch.optim.SGD(
         network.parameters(), options.rate, options.momentum, weight_decay=options.decay,
-        nesterov=options.nesterov, fused=True,
+        nesterov=options.nesterov, fused=fused,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from ..errors import CheckpointError
 from ..files import written_aside
 
 FORMAT = "sdnet training 1"
+KEYS = ("recipe", "step", "best", "network", "optimizer", "average", "generator")
 
 # Fields of a recipe that may change between two calls of one run: where and how fast it runs, not what it learns.
 FREE = (
@@ -50,6 +51,10 @@ def load(path: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: the file is truncated, no checkpoint of this package, or of another recipe.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums.
+            broken = archive.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(f"{broken} has another checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -58,6 +63,9 @@ def load(path: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of sdnet train: it lacks the mark {FORMAT!r}")
+    lacking = [key for key in KEYS if key not in state]
+    if lacking:
+        raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(lacking)}")
     differing = sorted(_differences(state["recipe"], recipe))
     if differing:
         listed = "\n  ".join(differing)

@@ -7,7 +7,9 @@ killed run goes on to the same weights: there is no other state, neither in load
 from __future__ import annotations
 
 import math
+import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,9 +21,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data import EvaluationBatches, TrainingBatches, load_data
-from ..errors import TrainingError
+from ..errors import CheckpointError, TrainingError, UserError
 from ..files import files_written_aside
-from . import checkpoint
+from . import checkpoint, sharding
 from .build import build_network, build_optimizer
 from .progress import TrainingProgress
 from .recipe import Recipe
@@ -42,8 +44,17 @@ def train(recipe: Recipe, out: Path, console: Console) -> dict[str, float]:
     recipe.check()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    started, expected = int(os.environ.get("WORLD_SIZE", "1")), recipe.devices * recipe.nodes
+    if started not in (1, expected):
+        raise UserError(
+            f"{started} processes were started, the recipe has devices={recipe.devices} on nodes={recipe.nodes}: "
+            "pass --devices and --nodes"
+        )
     fabric = Fabric(
-        devices=recipe.devices, num_nodes=recipe.nodes, precision=recipe.precision, strategy=recipe.strategy
+        devices=recipe.devices,
+        num_nodes=recipe.nodes,
+        precision=recipe.precision,
+        strategy=sharding.strategy(recipe),
     )
     fabric.launch()
     try:
@@ -64,6 +75,10 @@ def forget_step_sizes(network: nn.Module) -> None:
         layer.weight.mul_(1)
 
 
+def listed(classes: Sequence[str]) -> str:
+    return f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''} ({len(classes)})"
+
+
 class Run:
     """One training run in one process."""
 
@@ -75,11 +90,13 @@ class Run:
         self.batches = TrainingBatches(data.train, *options)
         self.test = EvaluationBatches(data.test, *options)
 
+        self.classes = data.classes
         network = build_network(recipe, data.classes)
-        if recipe.channels_last:
+        sharded = recipe.strategy == "fsdp2"
+        if recipe.channels_last and not sharded:  # Shares are of contiguous weights alone.
             network = network.to(memory_format=torch.channels_last)
         self.network = fabric.setup_module(network)
-        self.optimizer = fabric.setup_optimizers(build_optimizer(self.network, recipe.optimizer))
+        self.optimizer = fabric.setup_optimizers(build_optimizer(self.network, recipe.optimizer, fused=not sharded))
         self.average = None
         if recipe.ema is not None:
             self.average = AveragedModel(
@@ -94,26 +111,31 @@ class Run:
     @property
     def evaluated(self) -> nn.Module:
         """The network whose accuracy counts: the average of the weights where there is one."""
-        return self.network if self.average is None else self.average.module
+        return self.network.module if self.average is None else self.average.module
 
     # The state of a run.
 
     def _state(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.as_dict(),
+            "classes": list(self.classes),
             "step": self.step,
             "best": self.best,
             "losses": self.losses,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "network": sharding.whole(self.network.state_dict()),
+            "optimizer": sharding.whole(self.optimizer.state_dict()),
             "average": None if self.average is None else self.average.state_dict(),
             "generator": torch.get_rng_state(),
         }
 
     def _restore(self, path: Path) -> None:
         state = checkpoint.load(path, self.recipe.as_dict())
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("classes", list(self.classes)) != list(self.classes):
+            raise CheckpointError(
+                f"{path} is of the classes {listed(state['classes'])}, the data have {listed(self.classes)}"
+            )
+        sharding.load(self.network, state["network"])
+        sharding.load_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
             forget_step_sizes(self.average)
@@ -131,10 +153,15 @@ class Run:
 
     def _export(self) -> None:
         """The evaluated weights as a model that `Classifier.from_pretrained` and `sdnet show` take."""
+        model, state = self.evaluated, None
+        if self.recipe.strategy == "fsdp2":
+            state = sharding.whole(model.state_dict())
         if self.fabric.is_global_zero:
-            inner = self.network.module if self.average is None else self.average.module
+            if state is not None:
+                model = build_network(self.recipe, self.classes)
+                model.load_state_dict(state)
             with files_written_aside(self.out / "model") as aside:
-                inner.save_pretrained(aside)
+                model.save_pretrained(aside)
 
     # The loop.
 
@@ -228,20 +255,18 @@ class Run:
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         """Loss and accuracy on the test pictures, and what the layers do with the first of them."""
-        network = self.evaluated.eval()
-        sums = torch.zeros(3, dtype=torch.float64)
-        for pictures, labels in self.test:
-            labels = labels.to(self.fabric.device)
-            logits = network(self._prepared(pictures)).float()
-            hits = (logits.argmax(1) == labels).sum()
-            sums += torch.stack(
-                [F.cross_entropy(logits, labels, reduction="sum"), hits, hits * 0 + len(labels)]
-            ).cpu()
+        # The network itself, without what ties processes together: shares may differ in their number of batches.
+        with sharding.gathered(self.evaluated), self.fabric.autocast():
+            network = self.evaluated.eval()
+            sums = torch.zeros(3, dtype=torch.float64)
+            for pictures, labels in self.test:
+                labels = labels.to(self.fabric.device)
+                logits = network(self._prepared(pictures)).float()
+                hits = (logits.argmax(1) == labels).sum()
+                sums += torch.stack(
+                    [F.cross_entropy(logits, labels, reduction="sum"), hits, hits * 0 + len(labels)]
+                ).cpu()
+            pictures, _ = next(iter(self.test))
+            statistics = code_statistics(network, self._prepared(pictures))
         loss, hits, count = self.fabric.all_reduce(sums, reduce_op="sum").tolist()
-        pictures, _ = next(iter(self.test))
-        inner = self.average.module if self.average is not None else self.network.module
-        return {
-            "test_loss": loss / count,
-            "accuracy": hits / count,
-            **code_statistics(inner, self._prepared(pictures)),
-        }
+        return {"test_loss": loss / count, "accuracy": hits / count, **statistics}
