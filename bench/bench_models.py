@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from cases import LAYOUTS, with_precision
-from harness import Contender, backend_name, choose_allocator, console, interleave, provenance, show, update_csv
+from harness import (
+    COLUMNS,
+    Contender,
+    backend_name,
+    choose_allocator,
+    console,
+    interleave,
+    provenance,
+    show,
+    update_csv,
+)
 from memory import of_process, peak_of
 from model_variants import as_shipped, cleaned_eager
 from rich.table import Table
+from sdnet.export import plain
 from sdnet.models import MODELS
 from torch import nn
 from torch.nn import functional as F
@@ -33,6 +45,7 @@ class Entry:
     change: Callable[[nn.Module], nn.Module] = lambda model: model
     precision: str = "highest"  # Of torch.set_float32_matmul_precision.
     dtype: torch.dtype | None = None  # Of weights and pictures, where it is not the run's.
+    modes: tuple[str, ...] = MODES
 
 
 @dataclass(frozen=True)
@@ -43,11 +56,12 @@ class Case:
     size: int
     batch: int
     entries: dict[str, Entry]
+    kind: str = "network"
 
     @property
     def name(self) -> str:
-        kind = {"cifar": "CIFAR", "imagenet": "ImageNet"}[self.stem]
-        return f"{kind} network, batch {self.batch}"
+        pictures = {"cifar": "CIFAR", "imagenet": "ImageNet"}[self.stem]
+        return f"{pictures} {self.kind}, batch {self.batch}"
 
 
 def compiled(model: nn.Module) -> nn.Module:
@@ -84,8 +98,36 @@ RIVALS = {
     "MDEQ": Entry("mdeq_small", ("contiguous",)),
     "SCN": Entry("scn", ("contiguous",)),
 }
+# Every model once, and what the compiler and bfloat16 make of it. SCN and MDEQ solve nothing in bfloat16, and
+# the compiler takes MDEQ in evaluation alone. Both keep CIFAR's form with ImageNet's input.
+EVERY = {
+    "ResNet-18": Entry("resnet18", LAST),
+    "ResNet-34": Entry("resnet34", LAST),
+    "SDNet-18": Entry("sdnet18", LAST),
+    "SDNet-34": Entry("sdnet34", LAST),
+    "SDNet-18-all": Entry("sdnet18_all", LAST),
+    "SDNet-34-all": Entry("sdnet34_all", LAST),
+    "MDEQ": Entry("mdeq_small", ("contiguous",)),
+    "SCN": Entry("scn", ("contiguous",)),
+}
+COMPARISON = {
+    **EVERY,
+    "SDNet-18, as shipped": Entry("sdnet18", ("contiguous",), as_shipped),
+    "SDNet-18-all, as shipped": Entry("sdnet18_all", ("contiguous",), as_shipped),
+    **{
+        f"{name} compiled": replace(EVERY[name], change=compiled, modes=("inference",) if name == "MDEQ" else MODES)
+        for name in ("ResNet-18", "SDNet-18", "SDNet-18-all", "MDEQ", "SCN")
+    },
+    **{
+        f"{name} bfloat16": replace(EVERY[name], dtype=torch.bfloat16)
+        for name in EVERY
+        if name not in ("MDEQ", "SCN")
+    },
+}
 # Those whose memory is compared.
 MEMORY = ("ResNet-18", "SDNet-18")
+# Of models.csv: beside the harness's, parameters and floating point operations of one picture.
+MODEL_COLUMNS = (*COLUMNS, "parameters", "gflop")
 CASES = {
     "pairs": Case("cifar", 32, 64, PAIRS | COMPILED),
     "all": Case("cifar", 32, 32, ALL),
@@ -93,6 +135,8 @@ CASES = {
     "rivals": Case("cifar", 32, 16, RIVALS),
     "imagenet": Case("imagenet", 224, 8, PAIRS),
     "imagenet_all": Case("imagenet", 224, 4, {name: ALL[name] for name in ("ResNet-18", "SDNet-18-all")}),
+    "comparison": Case("cifar", 32, 16, COMPARISON, "comparison"),
+    "imagenet_comparison": Case("imagenet", 224, 2, COMPARISON, "comparison"),
 }
 
 
@@ -148,22 +192,28 @@ def print_peak(case: str, name: str, layout: str) -> None:
     print(peak_of(lambda: call(None)))
 
 
-def sizes(case: Case) -> Table:
-    """Parameters, and floating point operations of one picture in ordinary convolutions and products.
+@lru_cache
+def size(model: str, stem: str, pixels: int) -> tuple[int, float]:
+    """Parameters, and GFLOP of one picture in ordinary convolutions and products.
 
-    A sparse coding layer counts as its two steps in plain operators: three convolutions.
+    Sparse codes count in plain operators: a layer of SDNet as three convolutions, one of SCN as its 50 steps.
     """
+    network, picture = build(Entry(model), stem).eval(), torch.randn(1, 3, pixels, pixels)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    counted = network if model == "mdeq_small" else plain(network, picture)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        counted(picture)
+    return parameters, counter.get_total_flops() / 1e9
+
+
+def sizes(case: Case) -> Table:
+    """The table of a case's models."""
     table = Table(title=f"sizes, {case.name}")
     for heading in ("model", "parameters", "GFLOP per picture"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
-    for name, entry in case.entries.items():
-        if name.count(",") or name.endswith(("compiled", "high", "bfloat16")):
-            continue
-        model = build(entry, case.stem).eval()
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            cleaned_eager(model)(torch.randn(1, 3, case.size, case.size))
-        table.add_row(name, f"{parameters:,}", f"{counter.get_total_flops() / 1e9:.3f}")
+    for model in dict.fromkeys(entry.model for entry in case.entries.values()):
+        parameters, gflop = size(model, case.stem, case.size)
+        table.add_row(model, f"{parameters:,}", f"{gflop:.3f}")
     return table
 
 
@@ -197,17 +247,22 @@ def run(chosen: str, mode: str, dtype: str, rounds: int, allocator: str, out: Pa
             backend=backend_name() if name.startswith("SDNet") and "," not in name else "torch",
         )
         for name, entry in case.entries.items()
+        if mode in entry.modes
         for layout in entry.layouts
     ]  # fmt: skip
     title = f"{case.name}, {mode}, {dtype}"
     interleave(contenders, title, rounds=rounds, seconds=0, warm_up=1)
     if mode == "training" and dtype == "float32":
         for one in contenders:
-            if one.name in MEMORY:
+            if one.name in MEMORY or case.kind == "comparison" and one.name in EVERY:
                 one.peak_bytes = peak_bytes(chosen, one.name, one.layout)
     facts = {"case": case.name, "mode": mode, "dtype": dtype}
-    rows = [{**facts, "allocator": allocator, **provenance(), **one.row()} for one in contenders]
-    update_csv(out / "models.csv", rows)
+    rows = []
+    for one in contenders:
+        parameters, gflop = size(case.entries[one.name].model, case.stem, case.size)
+        own = {"parameters": parameters, "gflop": f"{gflop:.4g}"}
+        rows.append({**facts, "allocator": allocator, **provenance(), **one.row(), **own})
+    update_csv(out / "models.csv", rows, MODEL_COLUMNS)
     show(title, rows)
 
 

@@ -175,16 +175,16 @@ def middle_rows(rows: Sequence[Mapping[str, str]]) -> list[dict[str, object]]:
     return found
 
 
-def update_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+def update_csv(path: Path, rows: Iterable[Mapping[str, object]], columns: Sequence[str] = COLUMNS) -> None:
     """Put whole groups of rows into the file in place of their last measurement."""
-    new = [{name: str(row.get(name, "")) for name in COLUMNS} for row in rows]
+    new = [{name: str(row.get(name, "")) for name in columns} for row in rows]
     measured = {tuple(row[name] for name in GROUP) for row in new}
     kept = [row for row in read_csv(path) if tuple(row[name] for name in GROUP) not in measured]
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with aside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(kept + new)
         os.replace(aside, path)

@@ -15,6 +15,7 @@ from plots import plot_runs
 from runs import PYTORCH, Run, measure, median, provenance_of, ratio, runs_of
 
 TARGETS = Path(__file__).with_name("targets.csv")
+COMPARISON = " comparison, "  # In the names of the cases that compare all networks.
 FILES = ("fista", "ablation", "models", "startup")
 
 
@@ -108,10 +109,45 @@ def ablation_table(runs: list[Run]) -> str:
     return table(["case", "dead work dropped", *(f"kernel: {name}" for name in backends)], lines)
 
 
+def rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def comparison_table(runs: list[Run]) -> str:
+    """Every network once: size, images per second as it is, compiled and in bfloat16, memory of a training step."""
+    header = ["network", "parameters", "GFLOP"]
+    header += [f"{mode}{way}" for mode in ("inference", "training") for way in ("", ", compiled", ", bfloat16")]
+    found: dict[str, dict[str, Run]] = {}
+    for run in runs:
+        if COMPARISON in run.case:
+            found.setdefault(run.case, {})[run.mode] = run
+    parts = []
+    for case, modes in found.items():
+        batch, lines = int(case.split()[-1]), []
+        names = dict.fromkeys(row["contender"] for run in modes.values() for row in run.rows)
+        for name in names:
+            if name.endswith((" compiled", " bfloat16")):
+                continue
+            cells, peak = [], None
+            for mode in ("inference", "training"):
+                for way in ("", " compiled", " bfloat16"):
+                    row = modes[mode].fastest(name + way) if mode in modes else None
+                    cells.append("" if row is None else rate(1e3 * batch / median(row)))
+                peak = modes[mode].peak_bytes(name) if mode in modes else None
+            row = next(run.fastest(name) for run in modes.values())
+            assert row is not None
+            size = [f"{int(row['parameters']):,}", f"{float(row['gflop']):.3g}"]
+            lines.append([name, *size, *cells, f"{peak / 2**20:.0f}" if peak else ""])
+        parts.append(f"{case}, images per second:\n\n{table([*header, 'training, peak MiB'], lines)}")
+    return "\n\n".join(parts)
+
+
 def models_table(runs: list[Run]) -> str:
     """Images per second of each network in its better layout."""
     lines = []
     for run in runs:
+        if COMPARISON in run.case:
+            continue
         batch = int(run.case.split()[-1])
         for name in dict.fromkeys(row["contender"] for row in run.rows):
             row = run.fastest(name)
@@ -136,6 +172,7 @@ def report(runs: dict[str, list[Run]]) -> str:
             "memory": memory_table(chosen["fista"]),
             "ablation": chosen["ablation"] and ablation_table(chosen["ablation"]),
             "networks": chosen["models"] and models_table(chosen["models"]),
+            "comparison of networks": comparison_table(chosen["models"]),
         }
         if setting.startswith("float32"):
             # The ablation runs the same cases with fewer contenders: its ratios are not the targets'.

@@ -132,6 +132,21 @@ def test_arithmetic_has_the_rates_of_the_machine(tmp_path: Path) -> None:
     assert "| 0.68 | 679 | 483 | 141% | 2.84x | 101 |" in text
 
 
+def test_the_comparison_has_a_line_for_every_network(tmp_path: Path) -> None:
+    rows = []
+    for mode, medians in (
+        ("inference", {"SDNet-18": 8.0, "SDNet-18 compiled": 4.0, "SCN": 100.0}),
+        ("training", {"SDNet-18": 20.0, "SDNet-18 bfloat16": 10.0, "SCN": 400.0}),
+    ):
+        for row in _rows(medians, case="CIFAR comparison, batch 16"):
+            peak = 2**21 if (row["contender"], mode) == ("SCN", "training") else ""
+            rows.append({**row, "mode": mode, "peak_bytes": peak, "parameters": 694216, "gflop": "3.347"})
+    harness.update_csv(tmp_path / "models.csv", rows, (*harness.COLUMNS, "parameters", "gflop"))
+    text = report.comparison_table(runs.runs_of(tmp_path / "models.csv"))
+    assert "| SDNet-18 | 694,216 | 3.35 | 2000 | 4000 |  | 800 |  | 1600 |  |" in text
+    assert "| SCN | 694,216 | 3.35 | 160 |  |  | 40 |  |  | 2 |" in text
+
+
 def test_a_new_run_replaces_its_own_rows_only(tmp_path: Path) -> None:
     path = tmp_path / "fista.csv"
     harness.update_csv(path, _rows({"cleaned": 8.0, "compiled": 6.0}) + _rows({"cleaned": 5.0}, case="b"))
