@@ -254,10 +254,10 @@ def raw_residual(x=X, z=Z, d=D, stride=ONE, pads=SIDES, mask=None):
     return torch.ops.csc.residual(x, z, d, stride, pads, mask)
 
 
-def raw_backward(grad=Z, z=Z, codes=Z, x=X, d=D):
+def raw_backward(grad=Z, z=Z, codes=Z, residuals=X, x=X, d=D):
     needs = [True] * 2 + [False] * 5
     return torch.ops.csc.fista_backward(
-        grad, x, d, L, M, T, None, None, z, codes, x[:0], 2, ONE, SIDES, True, "fista", needs
+        grad, x, d, L, M, T, None, None, z, codes, residuals, 2, ONE, SIDES, True, "fista", needs
     )
 
 
@@ -296,6 +296,10 @@ RAW = {
     "fista_backward grad": given(raw_backward, grad=Z[:1]),
     "fista_backward z": given(raw_backward, z=Z[:, :, :2]),
     "fista_backward codes": given(raw_backward, codes=Z[:, :, :2]),
+    "fista_backward fewer codes": given(raw_backward, codes=Z[:1]),
+    "fista_backward more codes": given(raw_backward, codes=torch.cat([Z, Z])),
+    "fista_backward codes alone": given(raw_backward, residuals=X[:0]),
+    "fista_backward residuals alone": given(raw_backward, codes=Z[:0]),
     "fista_step_backward grad": given(raw_step_backward, grad=Z[:1]),
     "fista_step_backward z_next": given(raw_step_backward, z=Z[:, :2]),
     "residual_backward grad": given(raw_residual_backward, grad=X[:1]),
@@ -309,6 +313,8 @@ RAW = {
 
 @pytest.mark.parametrize("row", RAW)
 def test_the_ops_check_for_themselves(backend: str, row: str) -> None:
+    for right in (raw_fista, raw_step, raw_residual, raw_backward, raw_step_backward, raw_residual_backward):
+        right()
     with pytest.raises((ValueError, TypeError)):
         RAW[row]()
 

@@ -81,6 +81,11 @@ def _kernel(
     )
 
 
+def kept_counts(n_iter: int, z0: Tensor | None) -> tuple[int, int]:
+    """Codes and residuals of a sample that a solve keeps for its backward, where it keeps any."""
+    return n_iter - 1, n_iter - 1 if z0 is None else n_iter
+
+
 def kept_tensors(
     x: Tensor, z_shape: Sequence[int], z0: Tensor | None, n_iter: int, keep: bool
 ) -> tuple[Tensor, Tensor]:
@@ -88,8 +93,7 @@ def kept_tensors(
 
     They are stacked along the batch, in channels_last. The first step from zero has no residual beside x itself.
     """
-    codes = n_iter - 1 if keep else 0
-    residuals = (n_iter if z0 is not None else n_iter - 1) if keep else 0
+    codes, residuals = kept_counts(n_iter, z0) if keep else (0, 0)
     shapes = [codes * x.shape[0], *z_shape[1:]], [residuals * x.shape[0], *x.shape[1:]]
     kept = [
         torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last) for shape in shapes
@@ -132,6 +136,12 @@ def _backward_kernel(
         check_same_kind(name, kept, x)
         if kept.shape[0] and kept.shape[1:] != sample.shape[1:]:
             raise ValueError(f"{name} of shape {shape(kept)} are none of x {shape(x)} and z {shape(z)}")
+    counts = tuple(count * x.shape[0] for count in kept_counts(n_iter, z0))
+    if (codes.shape[0], residuals.shape[0]) not in ((0, 0), counts):
+        raise ValueError(
+            f"{n_iter} steps keep {counts[0]} codes and {counts[1]} residuals, or none; "
+            f"got codes {shape(codes)} and residuals {shape(residuals)}"
+        )
     backend = choose(
         "fista_backward",
         x,
