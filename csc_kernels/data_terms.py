@@ -79,8 +79,8 @@ def fista_unsquared(
             r = x if mask is None else x * mask
         else:
             r = residual(x, point, dictionary, stride, pads, mask)
-            norm = r.detach().flatten(1).norm(dim=1).clamp_min(1e-12)
-            r = r / (2 * norm.view(-1, 1, 1, 1))
+            norm = torch.linalg.vector_norm(r.detach(), dim=(1, 2, 3), keepdim=True)
+            r = r / (2 * norm.clamp_min(1e-12))
         v = step_size * reference.analysis(r, dictionary, stride, pads)
         z_next = reference.prox(v if y is None else y + v, lmbda, mu, step_size, nonneg)
         y = z_next + beta * (z_next - z) if beta else z_next

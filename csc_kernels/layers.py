@@ -219,9 +219,9 @@ class CSCConv2d(nn.Module):
             self._cached = (mark(self.weight), cached)
         return cached
 
-    @torch.no_grad()
     def _refresh_step(self, dictionary: Tensor, size: tuple[int, int] | None) -> Tensor:
         """The step size of a dictionary, also kept in the buffer."""
+        dictionary = dictionary.detach()  # torch.no_grad would leave marks in exported programs that do not load.
         if self.step == "bound":
             step = 1 / lipschitz(dictionary, stride=self.stride, method="bound")
         else:
@@ -302,7 +302,7 @@ class CSCConv2d(nn.Module):
             x,
             dictionary,
             self.lmbda if self._lmbda_number is None else self._lmbda_number.reshape(()),
-            self._step(dictionary.detach(), size),
+            self._step(dictionary, size),
             self.n_iter,
             stride=self.stride,
             padding=self._pads,

@@ -202,8 +202,9 @@ def test_eval_again_gives_a_compiled_layer_the_step_size_of_its_weight() -> None
 
 
 @both_widths
-def test_exports_with_any_size_and_survives_a_file(channels: int) -> None:
-    layer, x, auto = make(channels).eval(), image(channels), torch.export.Dim.DYNAMIC
+@pytest.mark.parametrize("training", [False, True])
+def test_exports_with_any_size_and_survives_a_file(training: bool, channels: int) -> None:
+    layer, x, auto = make(channels).train(training), image(channels), torch.export.Dim.DYNAMIC
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
     stream = io.BytesIO()
     torch.export.save(program, stream)
