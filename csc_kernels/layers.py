@@ -127,7 +127,7 @@ class CSCConv2d(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = normalize_kernel_size(kernel_size)
-        self.stride = normalize_stride(stride)
+        self.stride = stride
         self.padding = padding
         self.n_iter = n_iter
         self.nonneg = nonneg
@@ -166,9 +166,14 @@ class CSCConv2d(nn.Module):
     # is kept as a tensor too, no buffer, for the ops: a compiled graph takes it as an input.
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "stride":
+            value = normalize_stride(value)
+            if hasattr(self, "padding"):
+                normalize_padding(self.padding, self.kernel_size, value)  # "same" has no stride.
         if name == "padding":
             self._pads = normalize_padding(value, self.kernel_size, self.stride)
-            self._step_of = None  # The step size of wide layers depends on it.
+        if name in ("stride", "padding"):
+            self._step_of = None  # The step size depends on them.
         if name not in ("lmbda", "mu"):
             super().__setattr__(name, value)
             return
@@ -406,7 +411,7 @@ def _brief(value: float | Tensor) -> object:
 
 
 def _only(name: str, value: object, allowed: Iterable[object]) -> None:
-    if value not in allowed:
+    if not isinstance(value, (int, str, tuple, list, type(None))) or value not in allowed:
         raise ValueError(f"{name}={value!r} is not supported by CSCConv2d, only {next(iter(allowed))!r}")
 
 

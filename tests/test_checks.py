@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -197,6 +198,9 @@ ROWS |= {
     "layer stride": (given(make, 3, 4, 3, 0), ValueError, ("stride must be at least 1", "0")),
     "layer padding": (given(make, 3, 4, 3, padding=-1), ValueError, ("padding must be at least 0", "-1")),
     "layer dilation": (given(make, 3, 4, 3, dilation=2), ValueError, ("dilation=2", "only 1")),
+    "layer dilations": (given(make, 3, 4, 3, dilation=numpy.ones(2)), ValueError, ("dilation=array", "only 1")),
+    "layer stride later": (given(setattr, make(), "stride", 0), ValueError, ("stride", "0")),
+    "layer stride of same": (given(setattr, make(3, 4, 3, padding="same"), "stride", 2), ValueError, ("same",)),
     "layer groups": (given(make, 4, 4, 3, groups=2), ValueError, ("groups=2", "only 1")),
     "layer bias": (given(make, 3, 4, 3, bias=True), ValueError, ("bias=True", "only False")),
     "layer padding_mode": (given(make, padding_mode="reflect"), ValueError, ("reflect", "zeros")),

@@ -172,15 +172,16 @@ def test_padding_set_later_counts_as_in_conv2d() -> None:
     assert layer(x).shape == (1, 4, 6, 10)
 
 
-def test_the_step_size_follows_the_padding() -> None:
-    layer, x = CSCConv2d(40, 4, 3), torch.randn(1, 40, 6, 6)
+@pytest.mark.parametrize("channels", [3, 40])
+@pytest.mark.parametrize("name", ["padding", "stride"])
+def test_the_step_size_follows_padding_and_stride(name: str, channels: int) -> None:
+    layer, x = CSCConv2d(channels, 4, 3), torch.randn(1, channels, 6, 6)
     layer(x)
-    layer.padding = 2
-    layer(x)
-    fresh = CSCConv2d(40, 4, 3, padding=2)
+    setattr(layer, name, 2)
+    z = layer(x)
+    fresh = CSCConv2d(channels, 4, 3, **{name: 2})
     fresh.load_state_dict({"weight": layer.weight.detach()}, strict=False)
-    fresh(x)
-    assert torch.equal(layer.step_size, fresh.step_size)
+    assert torch.equal(fresh(x), z) and torch.equal(layer.step_size, fresh.step_size)
 
 
 @pytest.mark.parametrize("n_dict", [1, 2])
