@@ -134,8 +134,7 @@ def comparison_table(runs: list[Run]) -> str:
                     row = modes[mode].fastest(name + way) if mode in modes else None
                     cells.append("" if row is None else rate(1e3 * batch / median(row)))
                 peak = modes[mode].peak_bytes(name) if mode in modes else None
-            row = next(run.fastest(name) for run in modes.values())
-            assert row is not None
+            row = next(row for run in modes.values() for row in run.rows if row["contender"] == name)
             size = [f"{int(row['parameters']):,}", f"{float(row['gflop']):.3g}"]
             lines.append([name, *size, *cells, f"{peak / 2**20:.0f}" if peak else ""])
         parts.append(f"{case}, images per second:\n\n{table([*header, 'training, peak MiB'], lines)}")
@@ -153,7 +152,7 @@ def models_table(runs: list[Run]) -> str:
             row = run.fastest(name)
             rate = f"{1e3 * batch / median(row):.0f}"
             lines.append([f"{name}; {run.mode}", rate, row["layout"], times(ratio(run.fastest("ResNet-18"), row))])
-    return table(["network", "images / s", "layout", "of ResNet-18"], lines)
+    return table(["network", "images / s", "layout", "of ResNet-18"], lines) if lines else ""
 
 
 def report(runs: dict[str, list[Run]]) -> str:
@@ -171,7 +170,7 @@ def report(runs: dict[str, list[Run]]) -> str:
             "arithmetic": roofline_table(chosen["fista"]),
             "memory": memory_table(chosen["fista"]),
             "ablation": chosen["ablation"] and ablation_table(chosen["ablation"]),
-            "networks": chosen["models"] and models_table(chosen["models"]),
+            "networks": models_table(chosen["models"]),
             "comparison of networks": comparison_table(chosen["models"]),
         }
         if setting.startswith("float32"):

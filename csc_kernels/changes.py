@@ -25,7 +25,7 @@ SAMPLES = 10_000
 
 def _count_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     global _steps_of_shares
-    _steps_of_shares += any(is_share(p) for group in optimizer.param_groups for p in group["params"][:1])
+    _steps_of_shares += any(is_share(p) for group in optimizer.param_groups for p in group["params"])
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if hasattr(parameter, _STEPS):

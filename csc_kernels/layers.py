@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -166,14 +167,9 @@ class CSCConv2d(nn.Module):
     # is kept as a tensor too, no buffer, for the ops: a compiled graph takes it as an input.
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "stride":
-            value = normalize_stride(value)
-            if hasattr(self, "padding"):
-                normalize_padding(self.padding, self.kernel_size, value)  # "same" has no stride.
-        if name == "padding":
-            self._pads = normalize_padding(value, self.kernel_size, self.stride)
         if name in ("stride", "padding"):
-            self._step_of = None  # The step size depends on them.
+            self._set_geometry(name, value)
+            return
         if name not in ("lmbda", "mu"):
             super().__setattr__(name, value)
             return
@@ -188,6 +184,21 @@ class CSCConv2d(nn.Module):
             # One dimension: the compiler takes a float64 scalar for a Python number, and traces twice.
             number: Any = None if isinstance(value, Tensor) else checks.parameter(name, value).reshape(1)
         super().__setattr__(f"_{name}_number", number)
+
+    def _set_geometry(self, name: str, value: Any) -> None:
+        if name == "stride":
+            value = normalize_stride(value)
+        stride = value if name == "stride" else self.stride
+        padding = value if name == "padding" else getattr(self, "padding", 0)
+        self._pads = normalize_padding(padding, self.kernel_size, stride)
+        super().__setattr__(name, value)
+        if "step_size" not in self._buffers:
+            return
+        # The step size follows: at once, for a compiled forward and a state_dict, and again for the next image.
+        if not (self.weight.is_meta or is_share(self.weight)) and bool(torch.isfinite(self.step_size)):
+            with torch.no_grad():
+                self._refresh_step(self._normalized(), None)
+        self._step_of, self._step_size_of = None, None
 
     # The dictionary and its step size.
 
@@ -411,7 +422,7 @@ def _brief(value: float | Tensor) -> object:
 
 
 def _only(name: str, value: object, allowed: Iterable[object]) -> None:
-    if not isinstance(value, (int, str, tuple, list, type(None))) or value not in allowed:
+    if not isinstance(value, (Integral, str, tuple, list, type(None))) or value not in allowed:
         raise ValueError(f"{name}={value!r} is not supported by CSCConv2d, only {next(iter(allowed))!r}")
 
 

@@ -258,8 +258,19 @@ def test_an_epoch_of_shards_has_every_picture_and_reads_few_shards_at_a_time(tmp
 
 def test_shards_have_as_many_classes_as_the_recipe_says(sharded: Path) -> None:
     assert len(load("shards", sharded, size=24, classes=300).classes) == 300
-    with pytest.raises(DataError, match=r"train has the label 203, expected less than data\.classes=203"):
+    with pytest.raises(DataError, match=r"train has the label 203, expected 0 to data\.classes - 1 = 202"):
         load("shards", sharded, size=24, classes=203)
+
+
+def test_a_label_below_zero_is_named(tmp_path: Path) -> None:
+    shards(tmp_path / "train", 1, 2)
+    with tarfile.open(tmp_path / "train" / "000.tar", "w") as archive:
+        for name, content in (("a.png", b"x"), ("a.cls", b"-1")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(DataError, match="has the label -1, expected 0 to"):
+        load("shards", tmp_path, size=24)
 
 
 def test_a_truncated_shard_is_named(sharded: Path) -> None:

@@ -184,6 +184,17 @@ def test_the_step_size_follows_padding_and_stride(name: str, channels: int) -> N
     assert torch.equal(fresh(x), z) and torch.equal(layer.step_size, fresh.step_size)
 
 
+def test_a_state_dict_after_the_stride_was_set_has_the_step_size_of_it() -> None:
+    layer, x = CSCConv2d(40, 4, 3, stride=2), torch.randn(1, 40, 6, 6)
+    layer(x)
+    layer.stride = 1
+    loaded, fresh = CSCConv2d(40, 4, 3), CSCConv2d(40, 4, 3)
+    loaded.load_state_dict(layer.state_dict())
+    fresh.load_state_dict({"weight": layer.weight.detach()}, strict=False)
+    fresh(torch.randn(1, 40, 64, 64))
+    assert torch.equal(loaded.step_size, fresh.step_size)
+
+
 @pytest.mark.parametrize("n_dict", [1, 2])
 @pytest.mark.parametrize("mask", [[[1.0]], 1.0])
 def test_a_mask_that_is_no_tensor_is_named(n_dict: int, mask: object) -> None:

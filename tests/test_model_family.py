@@ -11,11 +11,12 @@ from torch import nn
 for package in ("huggingface_hub", "timm", "torchdeq", "torchvision"):
     pytest.importorskip(package)
 
+import huggingface_hub  # noqa: E402
 import sdnet  # noqa: E402
 import timm  # noqa: E402
 from sdnet.errors import CheckpointError  # noqa: E402
 from sdnet.export import export_onnx, plain  # noqa: E402
-from sdnet.models import MODELS, Classifier, build, mdeq  # noqa: E402
+from sdnet.models import MODELS, Classifier, build, classifier, mdeq  # noqa: E402
 from sdnet.models.scn import SCN, PatchCoding, nonnegative_code, solve_on_support  # noqa: E402
 
 import csc_kernels as csc  # noqa: E402
@@ -119,6 +120,15 @@ def test_onnxruntime_gives_the_same_logits_for_any_number_of_pictures(name: str,
     check_onnx(Classifier(name, std=[0.2, 0.3, 0.25], options={"width": 4}).eval(), tmp_path / "model.onnx")
 
 
+def test_a_layer_in_two_places_is_plain_in_both() -> None:
+    layer = csc.CSCConv2d(3, 3, 3, padding=1)
+    model = nn.Sequential(layer, nn.ReLU(), layer).eval()
+    torch.testing.assert_close(plain(model, images())(images()), model(images()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain(layer, images())(images()), layer(images()), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="0 needs pictures of one size, it had"):
+        plain(nn.Sequential(layer, nn.MaxPool2d(2), layer).eval(), images())
+
+
 def test_onnxruntime_gives_the_codes_of_scn(tmp_path: Path) -> None:
     """One of its fourteen layers: all of them take a minute and a half."""
     layer = PatchCoding(3, 4, stride=2)
@@ -146,6 +156,28 @@ def test_a_calibration_is_saved_and_loaded(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = Classifier.from_pretrained(tmp_path).calibration
     assert loaded is not None and torch.equal(loaded["line_noise"], model.calibration["line_noise"])
+    model.calibration = None
+    model.save_pretrained(tmp_path)
+    assert Classifier.from_pretrained(tmp_path).calibration is None
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_calibration_comes_from_the_hub_too(
+    calibrated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Classifier("sdnet18", options={"width": 4})
+    model.calibration = {"line_noise": torch.tensor([2.0, 0.1])} if calibrated else None
+    model.save_pretrained(tmp_path)
+
+    def download(repo_id: str, filename: str, **options: object) -> str:
+        assert repo_id == "someone/model"
+        if not (tmp_path / filename).exists():
+            raise huggingface_hub.errors.EntryNotFoundError(filename)
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", download)
+    monkeypatch.setattr(classifier, "hf_hub_download", download)
+    assert (Classifier.from_pretrained("someone/model").calibration is not None) == calibrated
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
@@ -280,6 +312,16 @@ def test_scns_lmbda_begins_at_zero_learns_and_stays_at_least_zero() -> None:
     below = layer.eval()(x)
     layer.train()(x).sum().backward()
     assert layer.lmbda == 0 and torch.equal(below, layer.eval()(x))
+
+
+def test_under_autocast_scn_solves_in_float32() -> None:
+    torch.manual_seed(0)
+    layer, x = PatchCoding(3, 16, 1), images(2, 16).bfloat16().float()
+    expected = torch.autograd.grad(layer(x).square().sum(), layer.dictionary)
+    with torch.autocast("cpu", torch.bfloat16):
+        code = layer(x.bfloat16())
+    found = torch.autograd.grad(code.square().sum(), layer.dictionary)
+    torch.testing.assert_close(found, expected)
 
 
 def test_scn_learns_a_batch() -> None:

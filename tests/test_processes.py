@@ -12,6 +12,10 @@ import torch
 for package in ("jsonargparse", "lightning", "sklearn", "tensorboard", "torchvision"):
     pytest.importorskip(package)
 
+from sdnet.data import load_data  # noqa: E402
+from sdnet.models import Classifier  # noqa: E402
+from sdnet.training import recipes  # noqa: E402
+
 SCRIPT = Path(__file__).with_name("joint_gradient.py")
 
 
@@ -53,6 +57,15 @@ def test_with_shares_of_the_weights_a_run_ends_at_the_same_weights(tmp_path: Pat
     for number, values in whole["optimizer"]["state"].items():
         found = parts["optimizer"]["state"][number]["momentum_buffer"]
         assert torch.equal(found, values["momentum_buffer"]), number
+    # What is logged is of the model that is saved, in which batch norms have the statistics of one process.
+    test = load_data(recipes.smoke(recipes.read_recipe("digits")).data, seed=1).test
+    pictures, labels = test[range(len(test))]
+    for name in ("whole", "parts"):
+        model = Classifier.from_pretrained(tmp_path / name / "model").eval()
+        loss = torch.nn.functional.cross_entropy(model(pictures / 255), labels)
+        for process in (0, 1):
+            logged = torch.load(tmp_path / name / f"numbers{process}.pt", weights_only=True)
+            torch.testing.assert_close(logged[0], loss.detach(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "sdnet18_all"])

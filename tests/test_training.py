@@ -207,6 +207,13 @@ def test_a_checkpoint_of_other_classes_is_refused(finished: Path, tmp_path: Path
         train(TINY, tmp_path)
 
 
+def test_a_checkpoint_from_before_a_field_came_is_taken(finished: Path, tmp_path: Path) -> None:
+    state = torch.load(finished / "last.ckpt", weights_only=True)
+    del state["recipe"]["data"]["classes"], state["recipe"]["strategy"], state["classes"], state["losses"]
+    torch.save(state, tmp_path / "last.ckpt")
+    assert train(TINY, tmp_path) == {}  # It had ended.
+
+
 def test_processes_that_the_recipe_does_not_count_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +380,7 @@ def test_a_trial_of_a_recipe_trains_and_checkpoints_without_its_data(name: str, 
         (["digits", "--model.options", "{colour: red}"], "no option colour"),
         (["digits", "--model.options", "{num_classes: 3}"], "num_classes is no option"),
         (["digits", "--strategy", "fsdp2", "--ema", "0.9"], "ema goes with --strategy ddp"),
+        (["digits", "--strategy", "fsdp2", "--model.name", "scn"], "scn has parameters that cannot be shared out"),
         (["digits", "--data.batch", "0"], "batch of 0"),
         (["digits", "--data.workers", "-1"], "workers must be at least 0"),
         (["digits", "--epochs", "0"], "epochs must be at least 1 and at most inf, got 0"),

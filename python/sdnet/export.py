@@ -83,15 +83,25 @@ def plain(model: nn.Module, pictures: Tensor) -> nn.Module:
     if any(isinstance(module, MDEQ) for module in model.modules()):
         raise ValueError("MDEQ has no ONNX form: its solver ends by its residuals (torch.export takes it)")
     model = copy.deepcopy(model).eval()
-    sizes: dict[str, tuple[int, int]] = {}
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, CSCConv2d)}
-    for name, layer in layers.items():
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: sizes.__setitem__(name, inputs[0].shape[-2:]))
+    places: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, (CSCConv2d, PatchCoding)):
+            places.setdefault(module, []).append(name)
+    sizes: dict[nn.Module, set[tuple[int, int]]] = {layer: set() for layer in places}
+    for layer in places:
+        layer.register_forward_pre_hook(lambda layer, inputs: sizes[layer].add(tuple(inputs[0].shape[-2:])))
     model(pictures)
-    for name, layer in layers.items():
-        model.set_submodule(name, PlainCode(layer, tuple(sizes[name])))
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, PatchCoding)]:
-        model.set_submodule(name, PlainPatchCode(layer))
+    for layer, names in places.items():
+        if isinstance(layer, CSCConv2d):
+            if len(sizes[layer]) != 1:
+                raise ValueError(f"{names[0]} needs pictures of one size, it had {sorted(sizes[layer])}")
+            made: nn.Module = PlainCode(layer, *sizes[layer])
+        else:
+            made = PlainPatchCode(layer)
+        for name in names:
+            if not name:
+                return made
+            model.set_submodule(name, made)
     return model
 
 

@@ -88,7 +88,7 @@ def read_picture(content: bytes, name: str, size: tuple[int, int] | None = None)
             picture = numpy.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
         raise DataError(f"{name} is no readable picture: its content has no known format") from None
-    except (Image.DecompressionBombError, OSError, SyntaxError) as error:
+    except (Image.DecompressionBombError, OSError, SyntaxError, TypeError, ValueError) as error:
         raise DataError(f"{name} is no readable picture: {error}") from None
     if size is not None and picture.shape[:2] != size:
         raise DataError(f"{name} has {picture.shape[0]}x{picture.shape[1]} pixels, expected {size[0]}x{size[1]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ class Folder:
         found = [
             (path, label)
             for label, name in enumerate(self.classes)
-            for path in sorted((root / name).iterdir())
+            for path in sorted(Path(entry) for entry in os.scandir(root / name) if not entry.is_dir())
             if path.suffix.lower() in SUFFIXES
         ]
         if not found:
@@ -86,10 +87,9 @@ class Shards:
         parts = [_indexed(path) for path in self.paths]
         self.shard = numpy.concatenate([numpy.full(len(part), i) for i, part in enumerate(parts)])
         self.places = numpy.concatenate(parts)  # start, length, label
-        if self.places[:, 2].max() >= num_classes:
-            raise DataError(
-                f"{root} has the label {self.places[:, 2].max()}, expected less than data.classes={num_classes}"
-            )
+        for label in (self.places[:, 2].min(), self.places[:, 2].max()):
+            if not 0 <= label < num_classes:
+                raise DataError(f"{root} has the label {label}, expected 0 to data.classes - 1 = {num_classes - 1}")
 
     def __len__(self) -> int:
         return len(self.places)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -80,15 +81,30 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
             raise CheckpointError(
                 f"{model_id}: model.safetensors is not of the model in config.json: {reason[:300]}"
             ) from None
-        calibration = Path(model_id) / CALIBRATION
-        if calibration.exists():
+        calibration = _calibration_file(model_id, options)
+        if calibration is not None:
             model.calibration = load_file(calibration)
         return model
 
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
+        (save_directory / CALIBRATION).unlink(missing_ok=True)
         if self.calibration is not None:
             save_file(self.calibration, save_directory / CALIBRATION)
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.network((pictures - self.mean) / self.std)
+
+
+def _calibration_file(model: str, options: dict[str, Any]) -> Path | None:
+    """The file of a calibration in a folder or, with options of from_pretrained, on the Hub; None without one."""
+    if Path(model).is_dir():
+        path = Path(model) / CALIBRATION
+        return path if path.exists() else None
+    known = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+    try:
+        return Path(
+            hf_hub_download(model, CALIBRATION, **{name: options[name] for name in known if name in options})
+        )
+    except EntryNotFoundError:
+        return None

@@ -55,7 +55,8 @@ def nonnegative_code(products: Tensor, gram: Tensor, lmbda: Tensor) -> Tensor:
 
 def descent(gram: Tensor) -> tuple[Tensor, Tensor]:
     """The step size 1 / ||A'A|| and the matrix I - step A'A of the gradient's steps."""
-    step = 1 / torch.linalg.eigvalsh(gram)[-1].clamp_min(1e-12)
+    wide = torch.promote_types(gram.dtype, torch.float32)
+    step = (1 / torch.linalg.eigvalsh(gram.to(wide))[-1].clamp_min(1e-12)).to(gram.dtype)
     return step, torch.eye(len(gram), dtype=gram.dtype, device=gram.device) - step * gram
 
 
@@ -147,6 +148,12 @@ class PatchCoding(nn.Module):
             # As after every update. In the graph a clamp would have no gradient at 0, where lmbda begins.
             with torch.no_grad():
                 self.lmbda.clamp_(min=0)
+        if torch.is_autocast_enabled(x.device.type):  # Of a solve bfloat16 leaves little.
+            with torch.autocast(x.device.type, enabled=False):
+                return self._code(x.to(self.dictionary.dtype))
+        return self._code(x)
+
+    def _code(self, x: Tensor) -> Tensor:
         return self.folded(nonnegative_code(self.products(x), self.gram(), self.lmbda), x)
 
 

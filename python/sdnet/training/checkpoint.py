@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from ..errors import CheckpointError
 from ..files import written_aside
+from .recipe import Recipe
 
 FORMAT = "sdnet training 1"
 KEYS = ("recipe", "step", "best", "network", "optimizer", "average", "generator")
@@ -56,7 +56,7 @@ def load(path: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
         if broken is not None:
             raise zipfile.BadZipFile(f"{broken} has another checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
+    except Exception as error:  # A damaged file can fail in any way.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is truncated or no checkpoint ({reason}). Remove it to start again, or put a whole one there"
@@ -66,11 +66,21 @@ def load(path: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
     lacking = [key for key in KEYS if key not in state]
     if lacking:
         raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(lacking)}")
-    differing = sorted(_differences(state["recipe"], recipe))
+    differing = sorted(_differences(_with_defaults(state["recipe"], Recipe().as_dict()), recipe))
     if differing:
         listed = "\n  ".join(differing)
         raise CheckpointError(f"{path} is of another recipe; choose another --out, or set back:\n  {listed}")
     return state
+
+
+def _with_defaults(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with the fields that came after it was saved."""
+    nested = {
+        name: _with_defaults(saved[name], value)
+        for name, value in defaults.items()
+        if isinstance(value, Mapping) and isinstance(saved.get(name), Mapping)
+    }
+    return {**defaults, **saved, **nested}
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], at: tuple[str, ...] = ()) -> list[str]:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data import EvaluationBatches, TrainingBatches, load_data
-from ..errors import CheckpointError, TrainingError, UserError
+from ..errors import CheckpointError, DataError, TrainingError, UserError
 from ..files import files_written_aside
 from . import checkpoint, sharding
 from .build import build_network, build_optimizer
@@ -86,6 +86,8 @@ class Run:
         self.fabric, self.recipe, self.out, self.console = fabric, recipe, out, console
         torch.manual_seed(recipe.seed)
         data = load_data(recipe.data, recipe.seed)
+        if len(data.test) < fabric.world_size:
+            raise DataError(f"{len(data.test)} test pictures are fewer than the {fabric.world_size} processes")
         options = (recipe.data.batch, recipe.data.workers, fabric.global_rank, fabric.world_size)
         self.batches = TrainingBatches(data.train, *options)
         self.test = EvaluationBatches(data.test, *options)
@@ -158,7 +160,8 @@ class Run:
             state = sharding.whole(model.state_dict())
         if self.fabric.is_global_zero:
             if state is not None:
-                model = build_network(self.recipe, self.classes)
+                with torch.random.fork_rng(devices=()):  # Whose state is that of all processes.
+                    model = build_network(self.recipe, self.classes)
                 model.load_state_dict(state)
             with files_written_aside(self.out / "model") as aside:
                 model.save_pretrained(aside)
@@ -255,7 +258,11 @@ class Run:
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         """Loss and accuracy on the test pictures, and what the layers do with the first of them."""
-        # The network itself, without what ties processes together: shares may differ in their number of batches.
+        # The network itself, without what ties processes together, whose shares may differ in their number of
+        # batches. Only the buffers have to be those of the first process, which are saved.
+        if self.fabric.world_size > 1:
+            for buffer in self.evaluated.buffers():
+                torch.distributed.broadcast(buffer, 0)
         with sharding.gathered(self.evaluated), self.fabric.autocast():
             network = self.evaluated.eval()
             sums = torch.zeros(3, dtype=torch.float64)

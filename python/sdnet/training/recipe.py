@@ -140,6 +140,10 @@ class Recipe:
                 value = getattr(value, name)
             if value is not None and not least <= value <= most:
                 raise UserError(f"{path} must be at least {least:g} and at most {most:g}, got {value}")
+        if self.strategy == "fsdp2" and self.model.name in ("mdeq_small", "scn"):
+            raise UserError(
+                f"{self.model.name} has parameters that cannot be shared out: train it with --strategy ddp"
+            )
         if self.strategy == "fsdp2" and self.ema is not None:
             raise UserError("no average of sharded weights is kept: ema goes with --strategy ddp, not with fsdp2")
         if self.optimizer.name == "sgd" and self.optimizer.nesterov and self.optimizer.momentum == 0:

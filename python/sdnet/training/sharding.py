@@ -66,7 +66,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
         number: {name: _shared_like(parameters[number], value) for name, value in values.items()}
         for number, values in state["state"].items()
     }
-    # How it goes over memory is the optimizer's own: fused ones take no shares.
+    # How it goes over memory is the optimizer's own: fused SGD takes no shares.
     groups = [{**group, "fused": own["fused"]} for group, own in zip(state["param_groups"], optimizer.param_groups)]
     optimizer.load_state_dict({"state": kept, "param_groups": groups})
 
