@@ -353,7 +353,7 @@ def test_wide_layers_of_networks_take_tiles(precision: None) -> None:
             assert paths.choose_path(dictionary, (1, 1), 64, (size, size), gradient) == "f2"
             torch.set_float32_matmul_precision("high")
             assert paths.choose_path(dictionary, (1, 1), 64, (size, size), gradient) == "f4"
-            rounded = "direct" if gradient or not ROUNDED or paths._has_tile_units() else "f2"
+            rounded = "direct" if gradient or not ROUNDED or paths.has_tile_units() else "f2"
             assert paths.choose_path(dictionary.bfloat16(), (1, 1), 64, (size, size), gradient) == rounded
 
 

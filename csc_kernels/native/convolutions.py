@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .. import reference
 from ..changes import derived, freeze
 from ..geometry import code_size
-from .paths import choose_path
+from .paths import choose_path, has_tile_units
 
 
 class Direct:
@@ -169,16 +169,18 @@ class Winograd:
 class Convolutions:
     """-A and scale A' of a dictionary for images like x, and its gradient, each the way that paths.py chooses.
 
-    bfloat16 is computed in float32 on processors on which oneDNN has no convolutions for it: their results are
+    bfloat16 is computed in float32 where oneDNN has no convolutions for it, or wrong ones: their results are
     rounded, and nothing else.
     """
 
     def __init__(self, x: Tensor, dictionary: Tensor, stride, pads, scale: float) -> None:
         self.dtype = self.given_dtype = x.dtype
-        if x.dtype == torch.bfloat16 and not _convolves_bfloat16():
-            self.dtype, dictionary = torch.float32, _widened(dictionary)
         batch, size = x.shape[0], x.shape[2:]
         z_size = code_size(size, dictionary.shape[2:], stride, pads)
+        # With AMX oneDNN 3.12 reads memory that nobody wrote where rows of a strided convolution have one column.
+        unwritten = has_tile_units() and z_size[1] == 1 and stride[1] > 1
+        if x.dtype == torch.bfloat16 and (unwritten or not _convolves_bfloat16()):
+            self.dtype, dictionary = torch.float32, _widened(dictionary)
         self.direct = Direct(dictionary, stride, pads, scale, size)
 
         def way(gradient: bool) -> Direct | Winograd:

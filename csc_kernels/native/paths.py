@@ -64,7 +64,7 @@ def choose_path(
     rounded = dictionary.dtype == torch.bfloat16
     if _forced is not None:
         return "direct" if rounded and _forced == "f4" else _forced
-    if rounded and _has_tile_units():
+    if rounded and has_tile_units():
         return "direct"
     if min(z_size) < 2:  # Of a row of pixels a direct convolution leaves out the taps in the padding.
         return "direct"
@@ -114,7 +114,7 @@ def cost(
 
 
 @functools.cache
-def _has_tile_units() -> bool:
+def has_tile_units() -> bool:
     """Whether the processor has AMX: oneDNN's products of bfloat16 are then many times as fast as vectors'."""
     return torch.cpu._is_amx_tile_supported()
 
