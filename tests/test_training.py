@@ -26,7 +26,8 @@ from sdnet.data import TrainingBatches, load_data  # noqa: E402
 from sdnet.data.arrays import Split, TrainingPictures, crop_and_flip  # noqa: E402
 from sdnet.errors import CheckpointError, DataError, TrainingError, UserError  # noqa: E402
 from sdnet.models import Classifier  # noqa: E402
-from sdnet.training import checkpoint, loop, recipes  # noqa: E402
+from sdnet.training import checkpoint, loop, recipes, sharding  # noqa: E402
+from sdnet.training.build import build_optimizer  # noqa: E402
 from sdnet.training.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, ScheduleRecipe  # noqa: E402
 from sdnet.training.schedule import learning_rate  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
@@ -220,6 +221,14 @@ def test_processes_that_the_recipe_does_not_count_are_named(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes were started, the recipe has devices=1"):
         train(TINY, tmp_path)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizer_goes_on_in_its_own_form(fused: bool) -> None:
+    """Fused SGD takes no shares of weights, and a checkpoint is of either kind."""
+    saved, going_on = (build_optimizer(torch.nn.Linear(2, 2), OptimizerRecipe(), one) for one in (not fused, fused))
+    sharding.load_optimizer(going_on, saved.state_dict())
+    assert going_on.param_groups[0]["fused"] is fused
 
 
 def test_a_foreign_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
