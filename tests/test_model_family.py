@@ -123,6 +123,7 @@ def test_onnxruntime_gives_the_same_logits_for_any_number_of_pictures(name: str,
 def test_a_layer_in_two_places_is_plain_in_both() -> None:
     layer = csc.CSCConv2d(3, 3, 3, padding=1)
     model = nn.Sequential(layer, nn.ReLU(), layer).eval()
+    assert not any(isinstance(module, csc.CSCConv2d) for module in plain(model, images()).modules())
     torch.testing.assert_close(plain(model, images())(images()), model(images()), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(plain(layer, images())(images()), layer(images()), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="0 needs pictures of one size, it had"):
