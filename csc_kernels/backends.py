@@ -91,6 +91,11 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
+def runs_natively(x: Tensor) -> bool:
+    """Whether "native" does what only it and plain PyTorch can: on the CPU, unless another backend is forced."""
+    return x.device.type == "cpu" and _forced in (None, "native") and unavailable("native") is None
+
+
 def allows_tf32() -> bool:
     """Whether torch allows its own convolutions TF32."""
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]

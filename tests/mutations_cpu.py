@@ -31,6 +31,7 @@ STREAM = STEM + (
 
 LAYOUTS = "tests/test_stem_layouts.py"
 TILES = ("tests/test_tiles.py",)
+SYMBOL = ("tests/test_symbol.py",)
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -517,6 +518,42 @@ MUTATIONS: dict[str, Table] = {
             ("channels_from(code_pictures[pair][n], <<g.first_atom>>)", "0"),
             ("g.scale = <<scale>>;", "2 * scale"),
             ("std::fill_n(sum->get(), <<kernels.points * kSums>>, Real(0))", "kSums"),
+        ],
+    ),
+    "symbol.h": (
+        SYMBOL,
+        [
+            ("load(<<row + j>>)", "row + i"),
+            ("sums[a] += <<row[i + a]>> * right", "row[i]"),
+            ("store(to + <<int64_t{i + a}>> * width + j, sums[a])", "int64_t{i}"),
+            ("return diagonal ? square : <<square + square>>", "square"),
+            ("matrix[j * n + i] = {value.real, <<-value.imaginary>>}", "value.imaginary"),
+            ("from + (j + 1 < n ? <<j + 1>> : j) * n", "j"),
+            ("sums[column][1] += <<a.imaginary * b.imaginary>>", "a.imaginary * b.real"),
+            ("sums[column][2] - <<sums[column][3]>>", "DoubleVec{}"),
+            ("value.imaginary += <<b.column_waves[2 * c + 1]>> * lag", "b.column_waves[2 * c]"),
+            ("l * row + <<c * pairs>> + p", "0"),
+            ("value.real += r * cosine - <<m * sine>>", "r * sine"),
+            ("value.imaginary += r * sine + <<m * cosine>>", "DoubleVec{}"),
+            ("moment += <<squared(value, i == j)>>", "DoubleVec{}"),
+            ("for (int left = <<done>>; left < kSquarings; ++left)", "done - 1"),
+            ("largest = most[lane] > largest ? <<most[lane]>> : largest", "most[0]"),
+            ("if (done == <<kSquarings>>)", "kSquarings - 1"),
+            ("square(matrices[<<done % 2>>], b.n", "0"),
+        ],
+    ),
+    "lipschitz.cpp": (
+        SYMBOL,
+        [
+            ("<<int64_t{point} * lag % points>>", "point"),
+            ("std::copy_n(taps + <<int64_t{k} * width>>, width", "0"),
+            ("down = <<q / columns - p / columns>> + rows - 1", "p / columns"),
+            ("across = <<q % columns - p % columns>> + columns - 1", "p % columns"),
+            ("for (int b = <<a>>; b < n; ++b)", "0"),
+            ("<<i <= j>> ? products[i * padded + j]", "false"),
+            ("write_waves(<<point % grid_rows>>, grid_rows", "0"),
+            ("point <= <<grid_columns / 2>>; ++point", "grid_columns / 4"),
+            ("write_waves(<<point>>, grid_columns", "0"),
         ],
     ),
 }

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..checks import check_dictionary, check_geometry
 from ..geometry import code_size
 from ..reference import analysis, synthesis
+from ..symbol import largest_moment
 from .library import define
 
 # An eigenvalue that many vectors share hides a larger one of few at first: after k products from a random vector of
@@ -57,6 +58,9 @@ def _power_kernel(
     iteration the largest eigenvalue over all vectors that they span, and not the last one's alone."""
     code = check_lipschitz(dictionary, stride, pads, size, tol, max_iter)
     wide = dictionary.to(_wide(dictionary.dtype))
+    # The squares of products have to fit: of entries up to 1 they do.
+    scale = wide.abs().amax()
+    wide = wide / scale.clamp_min(torch.finfo(wide.dtype).tiny)
     generator = torch.Generator(wide.device).manual_seed(0)
     v = torch.rand(code, dtype=wide.dtype, device=wide.device, generator=generator) - 0.5
     v = v / v.norm()
@@ -79,7 +83,7 @@ def _power_kernel(
             value = _largest_eigenvalue(diagonal, beside[1:-1])
             if i >= LEAST_PRODUCTS and value - _largest_eigenvalue(diagonal[:-1], beside[1:-2]) <= tol * value:
                 break
-    return value.to(wide)
+    return (value.to(scale.device) * scale.double().square()).to(wide.dtype)
 
 
 def _largest_eigenvalue(diagonal: Sequence[Tensor], beside: Sequence[Tensor]) -> Tensor:
@@ -91,9 +95,8 @@ def _largest_eigenvalue(diagonal: Sequence[Tensor], beside: Sequence[Tensor]) ->
     return torch.linalg.eigvalsh(matrix)[-1] if matrix.isfinite().all() else matrix.new_tensor(math.nan)
 
 
-_DOUBLINGS = 5  # The moment trace(C^32) = trace(C^(2^5)).
 _GRID = 12  # Points of the grid per tap.
-_MARGIN = 1e-4  # More than single precision can lose here.
+_ROUNDING = 1e-7  # More than is lost in float64.
 
 
 def check_bound(dictionary: Tensor, stride: Sequence[int]) -> None:
@@ -104,73 +107,27 @@ def check_bound(dictionary: Tensor, stride: Sequence[int]) -> None:
 def _bound_kernel(dictionary: Tensor, stride: Sequence[int]) -> Tensor:
     check_bound(dictionary, stride)
     atoms, channels, *kernel = dictionary.shape
-    taps = [math.ceil(k / s) for k, s in zip(kernel, stride)]
-    missing = [t * s - k for t, s, k in zip(taps, stride, kernel)]
-    # (K, M, kH, kW) -> one K x (M sh sw) matrix per tap of the polyphase filter.
-    padded = F.pad(dictionary.to(torch.float32), (0, missing[1], 0, missing[0]))
-    phases = padded.reshape(atoms, channels, taps[0], stride[0], taps[1], stride[1])
-    matrix = phases.permute(2, 4, 0, 1, 3, 5).reshape(*taps, atoms, -1)
-    if matrix.shape[3] > atoms:
-        matrix = matrix.mT
-    # B(w)^H B(w) has B(w) B(w)^H's eigenvalues, and fewer of the zeros. Its coefficients are autocorrelations.
-    scale = matrix.abs().amax()
-    lags = _autocorrelation(matrix / scale.clamp_min(torch.finfo(torch.float32).tiny))
-    grid = [_GRID * t if t > 1 else 1 for t in taps]
-    gram = _symbol(lags, taps, grid)
-    trace = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-    # Divided by the trace the eigenvalues are at most 1, so that powers cannot overflow; where the symbol has a
-    # zero the trace is rounding, of either sign, and a larger divisor serves as well.
-    trace = trace.clamp_min(1e-6 * trace.amax().clamp_min(1e-30))
-    gram = gram / trace[:, None, None]
-    # trace(C^(2j)) is the squared Frobenius norm of C^j: the last product need not be formed.
-    for _ in range(_DOUBLINGS - 1):
-        gram = gram @ gram
-    moment = torch.view_as_real(gram).square().sum((1, 2, 3)).to(torch.float64)
-    largest = (moment.pow(2.0**-_DOUBLINGS) * trace).amax() * scale.to(torch.float64).square()
-    for t, n in zip(taps, grid):
-        largest = largest / math.cos(math.pi * (t - 1) / n)
-    largest = largest * (1 + max(_MARGIN, 2 * torch.finfo(dictionary.dtype).eps))
+    rows, columns = (math.ceil(k / s) for k, s in zip(kernel, stride))
+    below, beside = rows * stride[0] - kernel[0], columns * stride[1] - kernel[1]
+    # (K, M, kH, kW) -> one K x (M sh sw) matrix B_q per tap of the polyphase filter. In float64, whose products
+    # torch.set_float32_matmul_precision leaves alone: a bound has no room for fewer bits.
+    padded = F.pad(dictionary.to(torch.float64), (0, beside, 0, below))
+    phases = padded.reshape(atoms, channels, rows, stride[0], columns, stride[1])
+    taps = phases.permute(0, 2, 4, 1, 3, 5).reshape(atoms, rows, columns, -1)
+    # B(w)^H B(w) has B(w) B(w)^H's eigenvalues, and fewer of the zeros.
+    if taps.shape[3] > atoms:
+        taps = taps.permute(3, 1, 2, 0)
+    # No eigenvalue is larger than the squares of all entries times the taps; divided by that their powers fit.
+    largest = taps.square().sum() * (rows * columns)
+    taps = (taps / largest.clamp_min(torch.finfo(torch.float64).tiny).sqrt()).contiguous()
+    grid = [_GRID * t if t > 1 else 1 for t in (rows, columns)]
+    bound = largest * largest_moment(taps, grid).pow(1 / 32)
+    for t, n in zip((rows, columns), grid):
+        bound = bound / math.cos(math.pi * (t - 1) / n)
+    bound = bound * (1 + max(_ROUNDING, 2 * torch.finfo(dictionary.dtype).eps))
     # What rounds to zero is still no upper bound of what is not.
     dtype = _wide(dictionary.dtype)
-    return torch.where(scale == 0, largest, largest.clamp_min(torch.finfo(dtype).tiny)).to(dtype)
-
-
-def _autocorrelation(matrix: Tensor) -> Tensor:
-    """(rows, columns, K, n) -> (2 rows - 1, 2 columns - 1, n, n): sum over q of B_(q + lag)^T B_q."""
-    rows, columns, _, n = matrix.shape
-    taps = matrix.transpose(1, 2).reshape(rows, -1, columns * n)  # Of each row: K x (columns n).
-    lags = []
-    for lag in range(1 - rows, rows):
-        a = taps[max(lag, 0) : rows + min(lag, 0)].flatten(0, 1)
-        b = taps[max(-lag, 0) : rows + min(-lag, 0)].flatten(0, 1)
-        lags.append(_sums_over_lags((a.mT @ b).reshape(columns, n, columns, n).transpose(1, 2)))
-    return torch.stack(lags)
-
-
-def _sums_over_lags(products: Tensor) -> Tensor:
-    """(size, size, ...) -> (2 size - 1, ...): sums of [i, j] over each i - j."""
-    size, _, *rest = products.shape
-    # Row i, from its last entry to its first, begins i entries further to the right.
-    wide = torch.cat((products.flip(1), products.new_zeros(products.shape)), 1)
-    return wide.flatten(0, 1)[:-size].reshape(size, 2 * size - 1, *rest).sum(0)
-
-
-def _symbol(lags: Tensor, taps: Sequence[int], grid: Sequence[int]) -> Tensor:
-    """The trigonometric polynomial at the points of the grid, (points, n, n) complex.
-
-    The dictionary is real, so that C(-w) is the conjugate of C(w): half of the grid has all eigenvalues.
-    """
-
-    def waves(taps: int, points: int, count: int) -> Tensor:
-        lag = torch.arange(1 - taps, taps, dtype=torch.float64, device=lags.device)
-        frequency = torch.arange(count, dtype=torch.float64, device=lags.device) * (2 * math.pi / points)
-        angle = -frequency[:, None] * lag
-        return torch.complex(angle.cos(), angle.sin()).to(torch.complex64)
-
-    n = lags.shape[-1]
-    down, across = waves(taps[0], grid[0], grid[0]), waves(taps[1], grid[1], grid[1] // 2 + 1)
-    columns = across @ lags.to(torch.complex64).flatten(2)  # (2 rows - 1, half a grid, n n)
-    return (down @ columns.flatten(1)).reshape(-1, n, n)
+    return torch.where(largest == 0, bound, bound.clamp_min(torch.finfo(dtype).tiny)).to(dtype)
 
 
 def _power_fake(dictionary, stride, pads, size, tol, max_iter):

@@ -156,6 +156,17 @@ struct SupportBlock {
   PenaltySums sums;
 };
 
+// One column of the grid of frequencies at which largest_moment looks; see lipschitz.cpp.
+struct SymbolColumn {
+  int n;                                 // Matrices are n x n.
+  int row_lags, column_lags;             // Of the autocorrelations.
+  int points;                            // Of the column, as whole vectors.
+  const double* lags = nullptr;          // [row_lags][column_lags][n (n + 1) / 2, as whole vectors]
+  const double* row_waves = nullptr;     // Per vector of points: [row_lags][cosine, -sine] vectors.
+  const double* column_waves = nullptr;  // [column_lags][cosine, -sine], of this column.
+  double* room = nullptr;                // [2][row_lags][pairs] and two matrices of vectors.
+};
+
 enum class Element { float32, bfloat16 };
 
 // One sample of a tensor, any strides.
@@ -185,6 +196,8 @@ struct Kernels {
   void (*stream_codes)(const Plane& from, const Plane& to, const Shape&, int begin, int end);
   void (*streamed)();  // After a thread's last write around the caches.
   void (*write_codes)(const Plane& from, const Strided& to, const Shape&, int begin, int end, bool around);
+  void (*gram)(const double* rows, int depth, int width, double* to);
+  double (*largest_moment)(const SymbolColumn&, double least);
   const Winograd* winograd;
 };
 

@@ -85,7 +85,7 @@ static inline Vec load_within(const float* row, int column, int width) {
   const auto lane = [](int at) { return at < 0 ? 0 : at < kLanes ? at : kLanes; };
   const int begin = lane(-column), end = lane(width - column);
 #if defined(CSC_ISA_AVX512)
-  const unsigned mask = (1u << end) - 1 & ~((1u << begin) - 1);
+  const unsigned mask = ((1u << end) - 1) & ~((1u << begin) - 1);
   return __builtin_ia32_loadups512_mask(row + column, Vec{}, static_cast<unsigned short>(mask));
 #endif
   Vec value = {};

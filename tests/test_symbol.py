@@ -1,0 +1,112 @@
+"""The largest moment of a dictionary's symbol, by every implementation, against eigenvalues at each frequency."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from conditions import ISAS
+from dictionaries import random_dictionary
+from torch import Tensor
+
+import csc_kernels as csc
+from csc_kernels import native
+from csc_kernels.symbol import largest_moment
+
+
+def random_taps(depth: int, rows: int, columns: int, n: int, seed: int = 0) -> Tensor:
+    """Taps none of whose matrices has an eigenvalue above 1."""
+    taps = torch.randn(depth, rows, columns, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return taps / (taps.square().sum() * rows * columns).sqrt()
+
+
+def phases(at: Sequence[float], grid: Sequence[int], rows: int, columns: int) -> Tensor:
+    """w.q for a point of the grid and all taps."""
+    down, across = (
+        torch.arange(taps, dtype=torch.float64) * i / n for taps, i, n in zip((rows, columns), at, grid)
+    )
+    return 2 * math.pi * (down[:, None] + across)
+
+
+def expected_moment(taps: Tensor, grid: Sequence[int]) -> float:
+    """From the eigenvalues at every point of the whole grid."""
+    moments = []
+    for at in itertools.product(*map(range, grid)):
+        angle = -phases(at, grid, *taps.shape[1:3])
+        symbol = torch.tensordot(
+            torch.polar(torch.ones_like(angle), angle), taps.to(torch.complex128), ([0, 1], [1, 2])
+        )
+        moments.append(torch.linalg.eigvalsh(symbol.mH @ symbol).pow(32).sum())
+    return float(torch.stack(moments).max())
+
+
+@pytest.fixture(params=["reference", *ISAS])
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "reference":
+        with csc.use_backend("reference"):
+            yield request.param
+    else:
+        with native.use_isa(request.param):
+            yield request.param
+
+
+SHAPES = [
+    ((1, 1, 1, 1), (1, 1)),
+    ((4, 3, 1, 1), (36, 1)),
+    ((5, 1, 3, 2), (1, 36)),
+    ((3, 2, 3, 5), (24, 36)),
+    ((64, 3, 3, 3), (36, 36)),
+    ((64, 4, 4, 12), (48, 48)),
+    ((2, 2, 2, 7), (7, 5)),
+    ((9, 2, 1, 32), (5, 1)),
+    ((9, 1, 2, 33), (1, 6)),  # Libraries take over here.
+]
+
+
+@pytest.mark.parametrize("shape, grid", SHAPES)
+def test_is_the_largest_over_the_whole_grid(
+    shape: tuple[int, ...], grid: tuple[int, int], implementation: str
+) -> None:
+    taps = random_taps(*shape)
+    assert float(largest_moment(taps, grid)) == pytest.approx(expected_moment(taps, grid), rel=1e-11, abs=0)
+
+
+@pytest.mark.parametrize("n", (1, 2, 5))
+@pytest.mark.parametrize("at", [(0, 0), (0, 8), (5, 0), (2, 3), (3, 2), (7, 3), (4, 5), (9, 6), (6, 8), (1, 7)])
+def test_finds_the_largest_wherever_it_is(at: tuple[int, int], n: int, implementation: str) -> None:
+    """Waves of one frequency and all phases: most points have next to nothing, and are left out early."""
+    grid = (10, 16)
+    shift = 7 * torch.rand(3, 1, 1, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    taps = torch.cos(phases(at, grid, 6, 6)[None, :, :, None] + shift) + 0.3 * random_taps(3, 6, 6, n)
+    taps = taps / (taps.square().sum() * 36).sqrt()
+    assert float(largest_moment(taps, grid)) == pytest.approx(expected_moment(taps, grid), rel=1e-11, abs=0)
+
+
+def test_zeros_have_the_moment_zero(implementation: str) -> None:
+    assert float(largest_moment(torch.zeros(3, 2, 2, 4, dtype=torch.float64), (24, 24))) == 0
+
+
+@pytest.mark.parametrize("precision", ("high", "medium"))
+def test_the_bound_holds_where_products_of_float32_may_lose_bits(implementation: str, precision: str) -> None:
+    """Equal atoms of numbers of which bfloat16 loses 0.3 %: the bound is their norm, and no less."""
+    dictionary = torch.full((64, 32, 1, 1), 0.3349)
+    dictionary[:, 0] = 1
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        bound = float(csc.lipschitz(dictionary, method="bound"))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    exact = float(dictionary.double().square().sum())
+    assert exact <= bound <= (1 + 1e-6) * exact
+
+
+@pytest.mark.parametrize("value", (torch.inf, -torch.inf, torch.nan))
+@pytest.mark.parametrize("shape", ((6, 3, 3, 3), (2, 40, 2, 2), (40, 40, 2, 2)))
+def test_what_is_not_finite_has_no_bound(shape: tuple[int, ...], value: float, implementation: str) -> None:
+    dictionary = random_dictionary(*shape)
+    dictionary[1, 1, 0, 1] = value
+    assert csc.lipschitz(dictionary, method="bound").isnan()
