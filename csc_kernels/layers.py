@@ -77,6 +77,7 @@ class CSCConv2d(nn.Module):
     lmbda: float | Tensor
     mu: float | Tensor
     step_size: Tensor
+    stride: tuple[int, int]
     _lmbda_number: Tensor | None
     _mu_number: Tensor | None
     _step_of: Mark | None
@@ -128,7 +129,7 @@ class CSCConv2d(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = normalize_kernel_size(kernel_size)
-        self.stride = stride
+        self.stride = normalize_stride(stride)
         self.padding = padding
         self.n_iter = n_iter
         self.nonneg = nonneg
