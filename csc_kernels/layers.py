@@ -196,7 +196,7 @@ class CSCConv2d(nn.Module):
         if "step_size" not in self._buffers:
             return
         # The step size follows: at once, for a compiled forward and a state_dict, and again for the next image.
-        if not (self.weight.is_meta or is_share(self.weight)) and bool(torch.isfinite(self.step_size)):
+        if self._has_numbers() and bool(torch.isfinite(self.step_size)):
             with torch.no_grad():
                 self._refresh_step(self._normalized(), None)
         self._step_of, self._step_size_of = None, None
@@ -287,8 +287,7 @@ class CSCConv2d(nn.Module):
     def train(self, mode: bool = True) -> CSCConv2d:
         """Leaving training takes the step size of the last weight, which a compiled forward cannot do."""
         super().train(mode)
-        known = not (self.weight.is_meta or is_share(self.weight))
-        if not mode and known and not self._current():
+        if not mode and self._has_numbers() and not self._current():
             with torch.no_grad():
                 self._refresh_step(self._normalized(), self._step_size_of)
         return self
@@ -362,6 +361,10 @@ class CSCConv2d(nn.Module):
         return x if z.dim() == 4 else x.squeeze(0)
 
     # Copies, loads and moves give the weight a new identity; what was current before is current after.
+
+    def _has_numbers(self) -> bool:
+        """Whether the whole weight is here."""
+        return not (self.weight.is_meta or is_share(self.weight))
 
     def _current(self) -> bool:
         return _holds(self._step_of, self.weight)
