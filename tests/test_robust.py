@@ -263,6 +263,15 @@ def test_gradients_reach_the_picture_through_the_residuals_lmbda(digits: Labelle
     assert not torch.allclose(whole, cut)
 
 
+def test_a_model_saved_over_another_has_no_calibration_of_it(tmp_path: Path) -> None:
+    model = tiny()
+    for lines in ({"line_noise": torch.tensor([1.0, 0.1])}, None):
+        model.calibration = lines
+        model.save(tmp_path / "model")
+        found = Classifier.from_pretrained(str(tmp_path / "model")).calibration
+        assert (found is None) == (lines is None)
+
+
 def test_the_calibration_is_saved_with_the_weights(
     adapted: AdaptiveClassifier, digits: Labelled, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..files import files_written_aside
 from .registry import build
 
 # The file of Classifier.calibration in a folder of save_pretrained.
@@ -91,6 +92,17 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         (save_directory / CALIBRATION).unlink(missing_ok=True)
         if self.calibration is not None:
             save_file(self.calibration, save_directory / CALIBRATION)
+
+    def save(self, folder: Path) -> None:
+        """As save_pretrained, but the folder has all files of this model or, where writing fails, those before.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written.
+        """
+        with files_written_aside(folder) as aside:
+            self.save_pretrained(aside)
+        if self.calibration is None:
+            (folder / CALIBRATION).unlink(missing_ok=True)  # Of the model before.
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.network((pictures - self.mean) / self.std)

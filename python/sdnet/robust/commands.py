@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..errors import UserError
-from ..files import files_written_aside, written_aside
+from ..files import written_aside
 from ..models import Classifier
 from ..pretrained import load_model
 from .adaptive import METHODS, AdaptiveClassifier, adapt
@@ -116,17 +116,14 @@ def run_calibration(
     name: str, data: str, root: Path | None, count: int, out: Path, seed: int, console: Console
 ) -> None:
     """Everything of `sdnet calibrate`: the model with its lines in the folder `out`."""
-    from safetensors.torch import save_file
-
     model = sparse_model(name)
     found = arrays(data, root)
     check_classes(model, found)
     held_out = spread(found.train, count)
     with console.status(f"calibrating on {len(held_out)} training pictures"):
         made = adapt(fixed(model), None, held_out.pictures, held_out.labels, seed=seed)
-    with files_written_aside(out) as aside:
-        made.save_pretrained(aside)
-        save_file(made.lines, aside / "calibration.safetensors")
+    made.calibration = made.lines
+    made.save(out)
     for method in METHODS:
         slope, intercept = getattr(made, f"line_{method}").tolist()
         chosen = ", the best one" if method == made.method else ""

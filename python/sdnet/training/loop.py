@@ -22,7 +22,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data import EvaluationBatches, TrainingBatches, load_data
 from ..errors import CheckpointError, DataError, TrainingError, UserError
-from ..files import files_written_aside
 from . import checkpoint, sharding
 from .build import build_network, build_optimizer
 from .progress import TrainingProgress
@@ -163,8 +162,7 @@ class Run:
                 with torch.random.fork_rng(devices=()):  # Whose state is that of all processes.
                     model = build_network(self.recipe, self.classes)
                 model.load_state_dict(state)
-            with files_written_aside(self.out / "model") as aside:
-                model.save_pretrained(aside)
+            model.save(self.out / "model")
 
     # The loop.
 
