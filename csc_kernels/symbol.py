@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .backends import runs_natively
 
-# The compiled kernel keeps a few matrices of n x n vectors in cache; for larger ones libraries are faster.
-_NATIVE_SIZE = 32
+# The compiled kernel keeps a few matrices of n x n vectors in cache, and the products of all taps with each other,
+# at most 18 MB; for more libraries are faster.
+_NATIVE_SIZE, _NATIVE_TAPS = 32, 1500
 _NUMBERS_AT_ONCE = 1 << 21  # Of the symbol: that of a wide dictionary is not held whole.
 
 
@@ -27,7 +28,8 @@ def largest_moment(taps: Tensor, grid: Sequence[int]) -> Tensor:
     >>> float(largest_moment(torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64), (1, 1))) == 0.25**32
     True
     """
-    if taps.shape[3] <= _NATIVE_SIZE and runs_natively(taps):
+    _, rows, columns, n = taps.shape
+    if n <= _NATIVE_SIZE and rows * columns * n <= _NATIVE_TAPS and runs_natively(taps):
         moment = taps.new_empty(())
         torch.ops.csc_native.largest_moment(taps, grid, moment)
         return moment
@@ -46,19 +48,37 @@ def _symbol(taps: Tensor, grid: Sequence[int]) -> Iterator[Tensor]:
     The taps are real, so that C(-w) is the conjugate of C(w): half of the grid has all eigenvalues.
     """
     _, rows, columns, n = taps.shape
-    flat = taps.flatten(1)
-    products = (flat.mT @ flat).reshape(rows, columns, n, rows, columns, n).permute(0, 3, 1, 4, 2, 5)
-    pairs = products.reshape(rows * rows, columns * columns, n * n).to(torch.complex128)
+    lags = _autocorrelation(taps).to(torch.complex128)
     down, across = _waves(rows, grid[0], grid[0], taps), _waves(columns, grid[1], grid[1] // 2 + 1, taps)
-    summed = (across @ pairs).flatten(1)  # (pairs of rows, half a grid x n n)
+    summed = (across @ lags).flatten(1)  # (2 rows - 1, half a grid x n n)
     for some in down.split(max(1, _NUMBERS_AT_ONCE // summed.shape[1])):
         yield (some @ summed).reshape(-1, n, n)
 
 
+def _autocorrelation(taps: Tensor) -> Tensor:
+    """(K, rows, columns, n) -> (2 rows - 1, 2 columns - 1, n n): sum over q of B_(q + lag)^T B_q."""
+    _, rows, columns, n = taps.shape
+    by_row = taps.transpose(0, 1).flatten(2)
+    lags = []
+    for lag in range(1 - rows, rows):
+        later = by_row[max(lag, 0) : rows + min(lag, 0)].flatten(0, 1)
+        earlier = by_row[max(-lag, 0) : rows + min(-lag, 0)].flatten(0, 1)
+        products = (later.mT @ earlier).reshape(columns, n, columns, n).transpose(1, 2)
+        lags.append(_sums_over_lags(products.flatten(2)))
+    return torch.stack(lags)
+
+
+def _sums_over_lags(products: Tensor) -> Tensor:
+    """(size, size, m) -> (2 size - 1, m): sums of [i, j] over each i - j."""
+    size = products.shape[0]
+    # Row i, from its last entry to its first, begins i entries further to the right.
+    wide = torch.cat((products.flip(1), torch.zeros_like(products)), 1)
+    return wide.flatten(0, 1)[:-size].reshape(size, 2 * size - 1, -1).sum(0)
+
+
 def _waves(taps: int, points: int, count: int, like: Tensor) -> Tensor:
-    """exp(-i w (p - q)) for the first `count` frequencies w and every two taps p, q: (count, taps taps)."""
-    tap = torch.arange(taps, dtype=torch.float64, device=like.device)
-    lag = (tap - tap[:, None]).flatten()
+    """exp(i w lag) for the first `count` frequencies w and the lags 1 - taps to taps - 1."""
+    lag = torch.arange(1 - taps, taps, dtype=torch.float64, device=like.device)
     frequency = torch.arange(count, dtype=torch.float64, device=like.device) * (2 * math.pi / points)
     angle = frequency[:, None] * lag
     return torch.polar(torch.ones_like(angle), angle)

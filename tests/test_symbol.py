@@ -13,7 +13,7 @@ from dictionaries import random_dictionary
 from torch import Tensor
 
 import csc_kernels as csc
-from csc_kernels import native
+from csc_kernels import native, symbol
 from csc_kernels.symbol import largest_moment
 
 
@@ -63,6 +63,7 @@ SHAPES = [
     ((2, 2, 2, 7), (7, 5)),
     ((9, 2, 1, 32), (5, 1)),
     ((9, 1, 2, 33), (1, 6)),  # Libraries take over here.
+    ((1, 40, 40, 1), (9, 12)),
 ]
 
 
@@ -83,6 +84,54 @@ def test_finds_the_largest_wherever_it_is(at: tuple[int, int], n: int, implement
     taps = torch.cos(phases(at, grid, 6, 6)[None, :, :, None] + shift) + 0.3 * random_taps(3, 6, 6, n)
     taps = taps / (taps.square().sum() * 36).sqrt()
     assert float(largest_moment(taps, grid)) == pytest.approx(expected_moment(taps, grid), rel=1e-11, abs=0)
+
+
+def test_a_symbol_made_part_by_part_is_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    taps = random_taps(3, 2, 3, 5)
+    monkeypatch.setattr(symbol, "_NUMBERS_AT_ONCE", 1)
+    assert len(list(symbol._symbol(taps, (24, 36)))) == 24
+    with csc.use_backend("reference"):
+        assert float(largest_moment(taps, (24, 36))) == pytest.approx(
+            expected_moment(taps, (24, 36)), rel=1e-11, abs=0
+        )
+
+
+@pytest.mark.skipif("native" not in csc.available_backends(), reason="no compiled kernels")
+def test_the_kernel_runs_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(torch.ops.csc_native, "largest_moment", lambda *arguments: calls.append(arguments))
+    for backend, shape, expected in (
+        ("native", (2, 2, 2, 3), 1),
+        ("reference", (2, 2, 2, 3), 0),
+        ("native", (2, 1, 1, 33), 0),
+        ("native", (1, 40, 40, 1), 0),
+    ):
+        calls.clear()
+        with csc.use_backend(backend):
+            largest_moment(random_taps(*shape), (4, 4))
+        assert len(calls) == expected, (backend, shape)
+
+
+@pytest.mark.parametrize("width", (128, 512))
+def test_the_bound_of_many_channels_is_theirs(width: int) -> None:
+    """Whose powers are beyond float32."""
+    dictionary = random_dictionary(width, width, 1, 1, dtype=torch.float32)
+    exact = float(torch.linalg.matrix_norm(dictionary[:, :, 0, 0].double(), 2) ** 2)
+    assert exact <= float(csc.lipschitz(dictionary, method="bound")) <= 1.22 * exact
+
+
+@pytest.mark.parametrize("scale", (1e-163, 1e-150, 1e150, 1e153))
+def test_a_bound_that_float64_holds_is_found(scale: float, implementation: str) -> None:
+    dictionary = random_dictionary(64, 2, 3, 3)
+    bound, one = (float(csc.lipschitz(d, method="bound")) for d in (scale * dictionary, dictionary))
+    expected = max(scale * (scale * one), torch.finfo(torch.float64).tiny)
+    assert bound == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+def test_the_raw_op_has_no_half_gradient(implementation: str) -> None:
+    dictionary = random_dictionary(4, 3, 3, 3).requires_grad_()
+    bound = torch.ops.csc.lipschitz_bound(dictionary, [1, 1])
+    assert not bound.requires_grad or torch.autograd.grad(bound, dictionary, allow_unused=True) == (None,)
 
 
 def test_zeros_have_the_moment_zero(implementation: str) -> None:

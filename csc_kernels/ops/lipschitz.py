@@ -111,23 +111,26 @@ def _bound_kernel(dictionary: Tensor, stride: Sequence[int]) -> Tensor:
     below, beside = rows * stride[0] - kernel[0], columns * stride[1] - kernel[1]
     # (K, M, kH, kW) -> one K x (M sh sw) matrix B_q per tap of the polyphase filter. In float64, whose products
     # torch.set_float32_matmul_precision leaves alone: a bound has no room for fewer bits.
-    padded = F.pad(dictionary.to(torch.float64), (0, beside, 0, below))
+    padded = F.pad(dictionary.detach().to(torch.float64), (0, beside, 0, below))
     phases = padded.reshape(atoms, channels, rows, stride[0], columns, stride[1])
     taps = phases.permute(0, 2, 4, 1, 3, 5).reshape(atoms, rows, columns, -1)
     # B(w)^H B(w) has B(w) B(w)^H's eigenvalues, and fewer of the zeros.
     if taps.shape[3] > atoms:
         taps = taps.permute(3, 1, 2, 0)
+    scale = taps.abs().amax()
+    taps = taps / scale.clamp_min(torch.finfo(torch.float64).tiny)
     # No eigenvalue is larger than the squares of all entries times the taps; divided by that their powers fit.
     largest = taps.square().sum() * (rows * columns)
-    taps = (taps / largest.clamp_min(torch.finfo(torch.float64).tiny).sqrt()).contiguous()
+    taps = (taps / largest.clamp_min(1).sqrt()).contiguous()
     grid = [_GRID * t if t > 1 else 1 for t in (rows, columns)]
     bound = largest * largest_moment(taps, grid).pow(1 / 32)
     for t, n in zip((rows, columns), grid):
         bound = bound / math.cos(math.pi * (t - 1) / n)
-    bound = bound * (1 + max(_ROUNDING, 2 * torch.finfo(dictionary.dtype).eps))
+    # The step that is made of it may be rounded to the dictionary's dtype.
+    bound = bound * (1 + max(_ROUNDING, 2 * torch.finfo(dictionary.dtype).eps)) * scale * scale
     # What rounds to zero is still no upper bound of what is not.
     dtype = _wide(dictionary.dtype)
-    return torch.where(largest == 0, bound, bound.clamp_min(torch.finfo(dtype).tiny)).to(dtype)
+    return torch.where(scale == 0, bound, bound.clamp_min(torch.finfo(dtype).tiny)).to(dtype)
 
 
 def _power_fake(dictionary, stride, pads, size, tol, max_iter):

@@ -162,8 +162,8 @@ struct SymbolColumn {
   int row_lags, column_lags;             // Of the autocorrelations.
   int points;                            // Of the column, as whole vectors.
   const double* lags = nullptr;          // [row_lags][column_lags][n (n + 1) / 2, as whole vectors]
-  const double* row_waves = nullptr;     // Per vector of points: [row_lags][cosine, -sine] vectors.
-  const double* column_waves = nullptr;  // [column_lags][cosine, -sine], of this column.
+  const double* row_waves = nullptr;     // Per vector of points: [row_lags][cosine, sine] vectors.
+  const double* column_waves = nullptr;  // [column_lags][cosine, sine], of this column.
   double* room = nullptr;                // [2][row_lags][pairs] and two matrices of vectors.
 };
 

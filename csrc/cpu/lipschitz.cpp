@@ -1,7 +1,7 @@
 // csc_native::largest_moment: the largest trace(C(w)^32) of a dictionary's symbol over a grid of frequencies w, from
 // which csc.lipschitz's certified bound is made.
 //
-// C(w) = B(w)^H B(w) = sum over lags of exp(-i w.lag) L_lag, an n x n matrix, where L are the autocorrelations of the
+// C(w) = B(w)^H B(w) = sum over lags of exp(i w.lag) L_lag, an n x n matrix, where L are the autocorrelations of the
 // taps B_q, depth x n each. It is equal to its conjugate transpose, so that the entries above the diagonal are enough,
 // and for real taps C(-w) is its conjugate: half of the grid's columns have all moments.
 
@@ -15,12 +15,12 @@ namespace {
 
 constexpr double kTurn = 6.283185307179586;
 
-// cos and -sin of the angles between a point of the grid and the lags 1 - taps to taps - 1, the sizes of each apart.
+// cos and sin of the angles between a point of the grid and the lags 1 - taps to taps - 1, the sizes of each apart.
 void write_waves(int point, int points, int taps, int step, double* to) {
   for (int lag = 1 - taps; lag < taps; ++lag, to += 2 * step) {
     const double angle = kTurn * (int64_t{point} * lag % points) / points;
     to[0] = std::cos(angle);
-    to[step] = -std::sin(angle);
+    to[step] = std::sin(angle);
   }
 }
 
