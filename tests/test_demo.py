@@ -88,9 +88,11 @@ def test_every_contender_is_timed_on_both_shapes(rows: list[dict[str, str]]) -> 
 def test_the_printed_numbers_are_those_of_the_results(
     finished: tuple[Path, str], rows: list[dict[str, str]]
 ) -> None:
+    """Both are rounded from one number: half of the results' last digit is left open."""
     for row in of_table(rows, "code") + of_table(rows, "denoise"):
-        assert f"{float(row['psnr_db']):.1f} dB" in finished[1]
-        assert f"{float(row['nonzero']):.2%}" in finished[1]
+        decibels, nonzero = float(row["psnr_db"]), float(row["nonzero"])
+        assert any(f"{decibels + half:.1f} dB" in finished[1] for half in (-5e-4, 5e-4))
+        assert any(f"{nonzero + half:.2%}" in finished[1] for half in (-5e-7, 5e-7))
 
 
 def test_the_contenders_compute_the_same_code() -> None:
