@@ -203,6 +203,10 @@ class CSCConv2d(nn.Module):
 
     # The dictionary and its step size.
 
+    def _has_numbers(self) -> bool:
+        """Whether the whole weight is here."""
+        return not (self.weight.is_meta or is_share(self.weight))
+
     def _normalized(self) -> Tensor:
         norm = torch.linalg.vector_norm(self.weight, dim=(1, 2, 3), keepdim=True)
         return self.weight / norm.clamp_min(1e-12)
@@ -361,10 +365,6 @@ class CSCConv2d(nn.Module):
         return x if z.dim() == 4 else x.squeeze(0)
 
     # Copies, loads and moves give the weight a new identity; what was current before is current after.
-
-    def _has_numbers(self) -> bool:
-        """Whether the whole weight is here."""
-        return not (self.weight.is_meta or is_share(self.weight))
 
     def _current(self) -> bool:
         return _holds(self._step_of, self.weight)

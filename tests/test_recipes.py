@@ -22,14 +22,6 @@ from sdnet.training.recipe import DataRecipe, ScheduleRecipe  # noqa: E402
 from sdnet.training.schedule import learning_rate  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def threads_stay() -> None:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 # Schedules and batches.
 
 

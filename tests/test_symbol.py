@@ -17,10 +17,13 @@ from csc_kernels import native, symbol
 from csc_kernels.symbol import largest_moment
 
 
-def random_taps(depth: int, rows: int, columns: int, n: int, seed: int = 0) -> Tensor:
-    """Taps none of whose matrices has an eigenvalue above 1."""
-    taps = torch.randn(depth, rows, columns, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return taps / (taps.square().sum() * rows * columns).sqrt()
+def divided(taps: Tensor) -> Tensor:
+    """So that none of their matrices has an eigenvalue above 1."""
+    return taps / (taps.square().sum() * taps.shape[1] * taps.shape[2]).sqrt()
+
+
+def random_taps(*shape: int) -> Tensor:
+    return divided(torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
 
 
 def phases(at: Sequence[float], grid: Sequence[int], rows: int, columns: int) -> Tensor:
@@ -81,8 +84,7 @@ def test_finds_the_largest_wherever_it_is(at: tuple[int, int], n: int, implement
     """Waves of one frequency and all phases: most points have next to nothing, and are left out early."""
     grid = (10, 16)
     shift = 7 * torch.rand(3, 1, 1, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
-    taps = torch.cos(phases(at, grid, 6, 6)[None, :, :, None] + shift) + 0.3 * random_taps(3, 6, 6, n)
-    taps = taps / (taps.square().sum() * 36).sqrt()
+    taps = divided(torch.cos(phases(at, grid, 6, 6)[None, :, :, None] + shift) + 0.3 * random_taps(3, 6, 6, n))
     assert float(largest_moment(taps, grid)) == pytest.approx(expected_moment(taps, grid), rel=1e-11, abs=0)
 
 

@@ -43,13 +43,6 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def threads_stay() -> None:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def train(recipe: Recipe, out: Path) -> dict[str, float]:
     return loop.train(recipe, out, Console(quiet=True))
 

@@ -159,9 +159,10 @@ struct SupportBlock {
 // One column of the grid of frequencies at which largest_moment looks; see lipschitz.cpp.
 struct SymbolColumn {
   int n;                                 // Matrices are n x n.
+  int pairs;                             // Entries of one on and above its diagonal, as whole vectors.
   int row_lags, column_lags;             // Of the autocorrelations.
   int points;                            // Of the column, as whole vectors.
-  const double* lags = nullptr;          // [row_lags][column_lags][n (n + 1) / 2, as whole vectors]
+  const double* lags = nullptr;          // [row_lags][column_lags][pairs]
   const double* row_waves = nullptr;     // Per vector of points: [row_lags][cosine, sine] vectors.
   const double* column_waves = nullptr;  // [column_lags][cosine, sine], of this column.
   double* room = nullptr;                // [2][row_lags][pairs] and two matrices of vectors.

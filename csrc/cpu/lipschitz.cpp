@@ -24,8 +24,8 @@ void write_waves(int point, int points, int taps, int step, double* to) {
   }
 }
 
-// [lag of rows][lag of columns][entries on and above the diagonal, as whole vectors]
-std::vector<double> autocorrelations(const double* taps, int depth, int rows, int columns, int n, int lanes,
+// [lag of rows][lag of columns][pairs], see SymbolColumn.
+std::vector<double> autocorrelations(const double* taps, int depth, int rows, int columns, int n, int pairs,
                                      const Kernels& kernels) {
   const int width = rows * columns * n, padded = round_up(width, 8);
   const Floats storage(int64_t{2} * padded * (depth + padded));
@@ -33,7 +33,6 @@ std::vector<double> autocorrelations(const double* taps, int depth, int rows, in
   for (int k = 0; k < depth; ++k) std::copy_n(taps + int64_t{k} * width, width, wide + int64_t{k} * padded);
   kernels.gram(wide, depth, padded, products);
 
-  const int pairs = round_up(n * (n + 1) / 2, lanes);
   std::vector<double> lags(int64_t{2 * rows - 1} * (2 * columns - 1) * pairs);
   for (int q = 0; q < rows * columns; ++q) {
     for (int p = 0; p < rows * columns; ++p) {
@@ -53,21 +52,20 @@ std::vector<double> autocorrelations(const double* taps, int depth, int rows, in
 // taps: (depth, rows, columns, n) float64, contiguous, none of whose C(w) has an eigenvalue above 1; moment: float64.
 void largest_moment(Tensor taps, std::vector<int64_t> grid, Tensor moment) {
   const Kernels& kernels = chosen_kernels();
-  const int lanes = kernels.lanes / 2;
   const int depth = static_cast<int>(taps.size(0)), rows = static_cast<int>(taps.size(1)),
             columns = static_cast<int>(taps.size(2)), n = static_cast<int>(taps.size(3));
+  const int lanes = kernels.lanes / 2, pairs = round_up(n * (n + 1) / 2, lanes);
   const int grid_rows = static_cast<int>(grid[0]), grid_columns = static_cast<int>(grid[1]);
   const std::vector<double> lags =
-      autocorrelations(static_cast<const double*>(taps.data_ptr()), depth, rows, columns, n, lanes, kernels);
+      autocorrelations(static_cast<const double*>(taps.data_ptr()), depth, rows, columns, n, pairs, kernels);
   const int row_lags = 2 * rows - 1, column_lags = 2 * columns - 1, points = round_up(grid_rows, lanes);
   std::vector<double> row_waves(int64_t{2} * points * row_lags), column_waves(2 * column_lags);
   for (int point = 0; point < points; ++point)  // Those that fill the last vector are points of the grid again.
     write_waves(point % grid_rows, grid_rows, rows, lanes,
                 row_waves.data() + point / lanes * int64_t{2} * lanes * row_lags + point % lanes);
-  const int64_t pairs = round_up(n * (n + 1) / 2, lanes);
-  const Floats room(2 * (2 * row_lags * pairs + int64_t{4} * n * n * lanes));
+  const Floats room(2 * (int64_t{2} * row_lags * pairs + int64_t{4} * n * n * lanes));
 
-  SymbolColumn column{n, row_lags, column_lags, points};
+  SymbolColumn column{n, pairs, row_lags, column_lags, points};
   column.lags = lags.data();
   column.row_waves = row_waves.data();
   column.column_waves = column_waves.data();

@@ -70,7 +70,7 @@ static DoubleVec square(const Complex* from, int n, Complex* to) {
 // The largest trace(C^32) over the points of one column of the grid, or `least` where that is larger.
 static double largest_moment(const SymbolColumn& b, double least) {
   constexpr int lanes = kLanes / 2, kSquarings = 4;
-  const int64_t pairs = round_up(b.n * (b.n + 1) / 2, lanes), row = pairs * b.column_lags;
+  const int64_t pairs = b.pairs, row = pairs * b.column_lags;
   // The lags of columns first, the same for all points.
   double *real = b.room, *imaginary = real + b.row_lags * pairs;
   for (int l = 0; l < b.row_lags; ++l) {
