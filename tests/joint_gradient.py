@@ -8,6 +8,7 @@ from sdnet.data import TrainingBatches, load_data
 from sdnet.models import Classifier
 from sdnet.training import sharding
 from sdnet.training.recipe import DataRecipe, Recipe
+from settled import settled
 from torch.nn import functional as F
 
 
@@ -18,7 +19,7 @@ def main(out: str, processes: str, strategy: str) -> None:
     fabric.launch()
     torch.manual_seed(0)
     # In evaluation mode, in which batch norms do not look at the batch, of which each process sees a part.
-    model = Classifier("sdnet18_all", options={"width": 4}).eval()
+    model = settled(Classifier("sdnet18_all", options={"width": 4}), torch.rand(16, 3, 16, 16))
     model = fabric.setup_module(model)
     data = load_data(DataRecipe(name="digits", pad=1), seed=0)
     batches = TrainingBatches(data.train, 8, 0, fabric.global_rank, fabric.world_size)

@@ -30,7 +30,8 @@ def test_two_processes_have_the_gradient_of_one_on_the_joint_batch(strategy: str
     subprocess.run([sys.executable, str(SCRIPT), str(tmp_path / "one.pt"), "1", "auto"], check=True, timeout=400)
     torchrun(str(SCRIPT), str(tmp_path / "two.pt"), "2", strategy)
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
-    assert one.keys() == two.keys() and any(grad.abs().sum() > 0 for grad in one.values())
+    assert one.keys() == two.keys() and sum(name.endswith("dn.weight") for name in one) == 17
+    assert all(grad.abs().max() > 1e-3 for name, grad in one.items() if name.endswith("dn.weight"))
     for name, grad in one.items():
         torch.testing.assert_close(two[name], grad, rtol=1e-3, atol=1e-5, msg=name)
 
@@ -41,7 +42,9 @@ def test_a_run_of_two_processes_goes_on_from_its_checkpoint(tmp_path: Path) -> N
     ]  # fmt: skip
     torchrun(*options, "--devices", "2", "--strategy", "ddp")
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 6
+    written = [(tmp_path / name).read_bytes() for name in ("last.ckpt", "log.csv")]
     torchrun(*options, "--devices", "2", "--strategy", "ddp")
+    assert [(tmp_path / name).read_bytes() for name in ("last.ckpt", "log.csv")] == written
 
 
 def test_with_shares_of_the_weights_a_run_ends_at_the_same_weights(tmp_path: Path) -> None:
