@@ -59,6 +59,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "golden_file" in metafunc.fixturenames:
         folders = dict.fromkeys([GOLDEN, (metafunc.config.getoption("--golden") or GOLDEN).resolve()])
         files = [file for folder in folders for file in sorted(folder.glob("*.npz"))]
+        if not files:
+            raise pytest.UsageError(f"{GOLDEN} has no .npz: without them these tests would be skipped")
         metafunc.parametrize("golden_file", files, ids=[file.stem for file in files])
 
 

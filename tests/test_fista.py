@@ -12,6 +12,8 @@ from error_rule import assert_error, assert_gradients, gradients, unless_refused
 from problems import CASES, OPTIONS, Problem, dense_operator, objective, random_problem
 from torch import Tensor
 
+import csc_kernels as csc
+
 MOMENTA = ("fista", "none", "sdnet")
 
 
@@ -184,6 +186,8 @@ def test_default_step_size_converges(backend: str) -> None:
     problem.step_size = None
     reached = objective(replace(problem, step_size=1.0), problem.solve())
     assert reached <= objective(replace(problem, step_size=1.0), problem.solve(n_iter=20))
+    bound = csc.lipschitz(problem.dictionary, method="bound")
+    torch.testing.assert_close(problem.solve(n_iter=1), replace(problem, step_size=1 / bound).solve(n_iter=1))
 
 
 @pytest.mark.parametrize("stride", (1, 2))

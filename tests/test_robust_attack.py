@@ -118,3 +118,4 @@ def test_mdeqs_gradient_reaches_the_picture_under_attack_alone() -> None:
     x = torch.rand(1, 3, 16, 16, requires_grad=True)
     (through,) = torch.autograd.grad(Dense(made)(x).square().sum(), x)
     assert through.abs().sum() > 0
+    assert not made(x).requires_grad

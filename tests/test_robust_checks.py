@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from attack_fixtures import LINF, Cut, digits, model, pair  # noqa: F401
@@ -43,6 +47,22 @@ def test_a_model_without_gradient_fails_them(model: Classifier, digits: Labelled
     assert not checks.unbounded_eps_leaves_nothing(Always(3).eval(), x, torch.full_like(y, 3), 0).passed
     found = planted.planted_is_found(Cut(model), x[:3], LINF)
     assert not found.passed and found.seen.startswith("0 of 3")
+
+
+@pytest.mark.parametrize(
+    "check, points", [(partial(checks.more_steps_never_help, longest=100), 4), (checks.larger_eps_never_helps, 6)]
+)
+def test_a_curve_that_rises_is_seen(check: Callable, points: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One picture in fifty may come back from one point of the curve to the next, and no more."""
+    x, y = torch.zeros(200, 3, 2, 2), torch.zeros(200, dtype=torch.int64)
+    for rise, passed in ((0, True), (4, True), (5, False)):
+        for place in range(1, points):
+            curve = [100] * place + [100 + rise] * (points - place)
+            asked = []
+            monkeypatch.setattr(checks, "_left", lambda *given: asked.append(given[3:5]) or curve[len(asked) - 1])
+            found = check(Cut(nn.Identity()), x, y, LINF, 0)
+            assert found.passed == passed and len(set(asked)) == points
+            assert [int(left) for left in re.findall(r": (\d+)", found.seen)] == curve
 
 
 def test_an_empty_code_is_seen(model: Classifier, digits: Labelled) -> None:

@@ -133,12 +133,13 @@ def test_the_library_gets_pictures_severity_and_seed(monkeypatch: pytest.MonkeyP
 
     def fake(image: numpy.ndarray, severity: int, corruption_name: str) -> numpy.ndarray:
         assert image.shape == (32, 32, 3) and corruption_name in OTHERS
-        return image + severity + numpy.random.randint(3)
+        return image + severity + numpy.random.randint(3, size=(32, 32, 3))
 
     monkeypatch.setitem(sys.modules, "imagecorruptions", types.SimpleNamespace(corrupt=fake))
     before = numpy.random.get_state()[1].copy()
     first, again = (corrupt(grey(), "fog", 2, seed=3) for _ in range(2))
     assert torch.equal(first, again) and first.float().mean() > 129.9
+    assert not torch.equal(first, corrupt(grey(), "fog", 2, seed=4))
     assert (numpy.random.get_state()[1] == before).all()
 
 
