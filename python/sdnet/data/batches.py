@@ -96,8 +96,10 @@ class EvaluationBatches:
 
 def _loaded(pictures: Any, batches: list[Any], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Whole batches are the items of the loader: one gather each, instead of one per picture."""
+    # With its own generator the loader leaves the global one alone, which the network's dropout goes on with.
+    generator = torch.Generator()
     try:
-        yield from DataLoader(pictures, sampler=batches, batch_size=None, num_workers=workers)
+        yield from DataLoader(pictures, sampler=batches, batch_size=None, num_workers=workers, generator=generator)
     except DataError as error:
         # A worker's error comes with the worker's trace before its message.
         raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from None
