@@ -220,8 +220,10 @@ class CSCConv2d(nn.Module):
         if torch.is_grad_enabled() and self.weight.requires_grad:
             if self.normalize == "sphere":
                 return self._normalized()
-            # The projection happens to the weight itself, before the graph begins.
-            if not _holds(self._cached[0], self.weight):
+            # The projection happens to the weight itself, before the graph begins. A copy that evaluation has kept
+            # is of a weight that may not be projected.
+            made, copied = self._cached
+            if copied is not None or not _holds(made, self.weight):
                 current = self._current()
                 with torch.no_grad():
                     self.weight.copy_(self._normalized())

@@ -79,17 +79,22 @@ def test_evaluation_has_gradients_for_x_and_weight(backend: str, normalize: str)
     torch.testing.assert_close((x.grad, layer.weight.grad), expected)
 
 
-def test_training_goes_on_after_inference_mode() -> None:
-    layer = CSCConv2d(3, 8, 3, padding=1)
-    x = image(layer)
+@both_norms
+def test_training_goes_on_after_inference_mode(normalize: str) -> None:
+    layer = CSCConv2d(3, 8, 3, padding=1, normalize=normalize)
+    x, other = image(layer), copy.deepcopy(layer)
     with torch.inference_mode():
         inside = layer(x)
     torch.testing.assert_close(layer(x), inside.clone())
-    train_step(layer, x)
-    with torch.inference_mode():
-        layer.eval()(x)
-    layer.train()
-    train_step(layer, x)
+    for _ in range(2):
+        before = layer.weight.detach().clone()
+        for one in (layer, other):
+            train_step(one, x, rate=10.0)
+        assert not torch.allclose(layer.weight, before, atol=1e-2)
+        torch.testing.assert_close(layer.weight, other.weight)
+        with torch.inference_mode():
+            layer.eval()(x)
+        layer.train()
 
 
 def test_a_layer_made_in_inference_mode_serves() -> None:
@@ -162,7 +167,7 @@ def _train_distributed(rank: int, folder: str, normalize: str) -> None:
     try:
         model, x = _model_and_batch(normalize)
         model = DistributedDataParallel(model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=30.0)
         for part in x:
             optimizer.zero_grad()
             model(part[2 * rank : 2 * rank + 2]).square().mean().backward()
@@ -187,7 +192,7 @@ def _model_and_batch(normalize: str) -> tuple[nn.Module, Tensor]:
 def test_two_processes_train_as_one(tmp_path: Path, normalize: str) -> None:
     torch.multiprocessing.spawn(_train_distributed, (str(tmp_path), normalize), nprocs=2)
     model, x = _model_and_batch(normalize)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=30.0)
     for part in x:
         optimizer.zero_grad()
         model(part).square().mean().backward()
