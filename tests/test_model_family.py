@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 for package in ("huggingface_hub", "timm", "torchdeq", "torchvision"):
     pytest.importorskip(package)
@@ -19,6 +19,7 @@ from sdnet.export import export_onnx, plain  # noqa: E402
 from sdnet.models import MODELS, Classifier, build, classifier, mdeq  # noqa: E402
 from sdnet.models.scn import SCN, PatchCoding, nonnegative_code, solve_on_support  # noqa: E402
 from settled import settled  # noqa: E402
+from torchdeq import get_deq  # noqa: E402
 
 import csc_kernels as csc  # noqa: E402
 
@@ -74,16 +75,8 @@ def in_use(name: str, size: int = 32, **options) -> nn.Module:
     return model
 
 
-@pytest.fixture
-def all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MDEQ's solver as it is compiled: in eager mode it ends early and gives its best state."""
-    monkeypatch.setattr(mdeq.torch.compiler, "is_compiling", lambda: True)
-
-
 @pytest.mark.parametrize("name", ["sdnet18", "sdnet18_all", "mdeq_small", "scn"])
-def test_exported_the_model_gives_the_same_logits(name: str, request: pytest.FixtureRequest) -> None:
-    if name == "mdeq_small":
-        request.getfixturevalue("all_steps")
+def test_exported_the_model_gives_the_same_logits(name: str) -> None:
     model = in_use(name)
     program = torch.export.export(model, (images(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.testing.assert_close(program.module()(images(3)), model(images(3)))
@@ -99,7 +92,7 @@ def test_dynamo_takes_the_whole_model_as_one_graph(name: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_dynamo_takes_mdeqs_inference_as_one_graph(monkeypatch: pytest.MonkeyPatch, all_steps: None) -> None:
+def test_dynamo_takes_mdeqs_inference_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mdeq, "FORWARD_STEPS", 4)
     model = in_use("mdeq_small")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -157,9 +150,12 @@ def test_onnxruntime_gives_the_codes_of_scn(tmp_path: Path) -> None:
     check_onnx(nn.Sequential(nn.BatchNorm2d(3, affine=False), layer).eval(), tmp_path / "model.onnx")
 
 
-def test_mdeq_has_no_onnx_form(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="MDEQ has no ONNX form"):
-        export_onnx(Classifier("mdeq_small", options={"width": 8}), images(), tmp_path / "model.onnx")
+def test_onnxruntime_gives_mdeqs_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of its solver: all eighteen take minutes."""
+    monkeypatch.setattr(mdeq, "FORWARD_STEPS", 2)
+    torch.manual_seed(0)
+    model = Classifier("mdeq_small", std=[0.2, 0.3, 0.25], options={"width": 8})
+    check_onnx(settled(model, images(8)), tmp_path / "model.onnx")
 
 
 def test_saved_and_loaded_a_classifier_is_the_same(tmp_path: Path) -> None:
@@ -249,6 +245,24 @@ def test_mdeqs_states_are_a_fixed_point_where_there_is_one() -> None:
         change = [a - b for a, b in zip(model.transition(tuple(states[-1]), injected), states[-1])]
     relative = sum(d.square().sum() for d in change).sqrt() / sum(z.square().sum() for z in states[-1]).sqrt()
     assert relative < 2e-3
+
+
+def test_compiled_mdeqs_solver_visits_the_same_states() -> None:
+    """And takes of each sample the nearest to the fixed point, which are those of other steps here."""
+    torch.manual_seed(0)
+    weights = [torch.randn(shape, dtype=torch.float64) / 3 for shape in ((6, 6), (4, 4), (6, 4))]
+
+    def f(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        flat = one.flatten(1)
+        mixed = (flat @ weights[0]).sin() + other @ weights[2].T
+        return mixed.unflatten(1, (2, 3)), (other @ weights[1]).cos() + flat @ weights[2]
+
+    states = [torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)]
+    for steps in (1, 2, 6, 7, 12):
+        solver = get_deq(core="sliced", f_solver="broyden", f_max_iter=steps, f_tol=0, f_stop_mode="rel").eval()
+        found, info = solver(f, states)
+        torch.testing.assert_close(mdeq.broyden(f, states, steps), list(found[-1]))
+    assert info["nstep"].unique().numel() > 1
 
 
 def test_every_parameter_of_mdeq_has_a_gradient() -> None:

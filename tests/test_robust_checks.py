@@ -49,20 +49,21 @@ def test_a_model_without_gradient_fails_them(model: Classifier, digits: Labelled
     assert not found.passed and found.seen.startswith("0 of 3")
 
 
+@pytest.mark.parametrize("rise, passed", [(0, True), (4, True), (5, False)])
+@pytest.mark.parametrize("place", [1, 2, 3])
 @pytest.mark.parametrize(
     "check, points", [(partial(checks.more_steps_never_help, longest=100), 4), (checks.larger_eps_never_helps, 6)]
 )
-def test_a_curve_that_rises_is_seen(check: Callable, points: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_curve_that_rises_is_seen(
+    check: Callable, points: int, place: int, rise: int, passed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One picture in fifty may come back from one point of the curve to the next, and no more."""
+    curve, asked = [100] * place + [100 + rise] * (points - place), []
+    monkeypatch.setattr(checks, "_left", lambda *given: asked.append(given[3:5]) or curve[len(asked) - 1])
     x, y = torch.zeros(200, 3, 2, 2), torch.zeros(200, dtype=torch.int64)
-    for rise, passed in ((0, True), (4, True), (5, False)):
-        for place in range(1, points):
-            curve = [100] * place + [100 + rise] * (points - place)
-            asked = []
-            monkeypatch.setattr(checks, "_left", lambda *given: asked.append(given[3:5]) or curve[len(asked) - 1])
-            found = check(Cut(nn.Identity()), x, y, LINF, 0)
-            assert found.passed == passed and len(set(asked)) == points
-            assert [int(left) for left in re.findall(r": (\d+)", found.seen)] == curve
+    found = check(Cut(nn.Identity()), x, y, LINF, 0)
+    assert found.passed == passed and len(set(asked)) == points
+    assert [int(left) for left in re.findall(r": (\d+)", found.seen)] == curve
 
 
 def test_an_empty_code_is_seen(model: Classifier, digits: Labelled) -> None:

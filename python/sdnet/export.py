@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from csc_kernels import CSCConv2d
 
 from .files import written_aside
-from .models.mdeq import MDEQ
 from .models.scn import PatchCoding, descend, descent
 
 
@@ -80,8 +79,6 @@ class PlainPatchCode(nn.Module):
 @torch.no_grad()
 def plain(model: nn.Module, pictures: Tensor) -> nn.Module:
     """A copy of a model in evaluation mode without ops of ours, for pictures of these rows and columns."""
-    if any(isinstance(module, MDEQ) for module in model.modules()):
-        raise ValueError("MDEQ has no ONNX form: its solver ends by its residuals (torch.export takes it)")
     model = copy.deepcopy(model).eval()
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
