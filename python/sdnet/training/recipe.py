@@ -138,8 +138,9 @@ class Recipe:
             value: Any = self
             for name in path.split("."):
                 value = getattr(value, name)
-            if value is not None and not least <= value <= most:
-                raise UserError(f"{path} must be at least {least:g} and at most {most:g}, got {value}")
+            if value is not None and not (least <= value <= most and math.isfinite(value)):
+                highest = f"at most {most:g}" if math.isfinite(most) else "finite"
+                raise UserError(f"{path} must be at least {least:g} and {highest}, got {value}")
         if self.strategy == "fsdp2" and self.model.name in ("mdeq_small", "scn"):
             raise UserError(
                 f"{self.model.name} has parameters that cannot be shared out: train it with --strategy ddp"
