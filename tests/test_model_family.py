@@ -75,8 +75,15 @@ def in_use(name: str, size: int = 32, **options) -> nn.Module:
     return model
 
 
+@pytest.fixture
+def two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of MDEQ's solvers: a graph of all of them takes minutes."""
+    for steps in ("FORWARD_STEPS", "BACKWARD_STEPS"):
+        monkeypatch.setattr(mdeq, steps, 2)
+
+
 @pytest.mark.parametrize("name", ["sdnet18", "sdnet18_all", "mdeq_small", "scn"])
-def test_exported_the_model_gives_the_same_logits(name: str) -> None:
+def test_exported_the_model_gives_the_same_logits(name: str, two_steps: None) -> None:
     model = in_use(name)
     program = torch.export.export(model, (images(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.testing.assert_close(program.module()(images(3)), model(images(3)))
@@ -92,11 +99,21 @@ def test_dynamo_takes_the_whole_model_as_one_graph(name: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_dynamo_takes_mdeqs_inference_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdeq, "FORWARD_STEPS", 4)
+def test_dynamo_takes_mdeqs_inference_as_one_graph(two_steps: None) -> None:
     model = in_use("mdeq_small")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(images()), model(images()))
+
+
+def test_dynamo_takes_mdeqs_training_as_one_graph(two_steps: None) -> None:
+    """In float64: far from a fixed point, where random weights are, Broyden's steps magnify roundings."""
+    torch.manual_seed(0)
+    model, x, found = build("mdeq_small", width=8).double(), images().double(), []
+    for form in (torch.compile(model, fullgraph=True, backend="aot_eager"), model):
+        torch.manual_seed(0)  # Of the dropout.
+        logits = form(x)
+        found.append((logits, *torch.autograd.grad(logits.square().sum(), model.parameters())))
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +167,7 @@ def test_onnxruntime_gives_the_codes_of_scn(tmp_path: Path) -> None:
     check_onnx(nn.Sequential(nn.BatchNorm2d(3, affine=False), layer).eval(), tmp_path / "model.onnx")
 
 
-def test_onnxruntime_gives_mdeqs_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps of its solver: all eighteen take minutes."""
-    monkeypatch.setattr(mdeq, "FORWARD_STEPS", 2)
+def test_onnxruntime_gives_mdeqs_logits(tmp_path: Path, two_steps: None) -> None:
     torch.manual_seed(0)
     model = Classifier("mdeq_small", std=[0.2, 0.3, 0.25], options={"width": 8})
     check_onnx(settled(model, images(8)), tmp_path / "model.onnx")
@@ -274,11 +289,29 @@ def test_every_parameter_of_mdeq_has_a_gradient() -> None:
 
 
 def test_mdeqs_dropout_mask_is_one_per_picture_and_forward() -> None:
-    model = mdeq.mdeq_small(width=8)
-    model(images())
-    first = model.transition.blocks[0].dropout.mask
-    model(images())
-    assert first.shape == (2, 8, 1, 1) and not torch.equal(first, model.transition.blocks[0].dropout.mask)
+    model, seen = mdeq.mdeq_small(width=8), []
+    model.transition.blocks[1].register_forward_pre_hook(lambda block, given: seen.append(given[2]))
+    for count in (1, 2):
+        model(images(3))
+        assert len({id(mask) for mask in seen}) == count and len(seen) > 5 * count
+    first, last = seen[0], seen[-1]
+    assert first.shape == (3, 16, 1, 1) and not torch.equal(first, last) and not torch.equal(first[0], first[1])
+    assert first.unique().tolist() == pytest.approx([0, 1 / (1 - mdeq.DROPOUT)])
+    model.eval()(images())
+    assert seen[-1] is None
+
+
+def test_gradients_of_two_forwards_of_mdeq_have_their_own_masks() -> None:
+    torch.manual_seed(0)
+    model = mdeq.mdeq_small(width=8).double()
+    x, state = images().double(), torch.get_rng_state()
+    weight = model.transition.blocks[0].norm3.weight
+    (expected,) = torch.autograd.grad(model(x).square().sum(), weight)
+    torch.set_rng_state(state)
+    first = model(x).square().sum()
+    model(x)
+    (found,) = torch.autograd.grad(first, weight)
+    torch.testing.assert_close(found, expected)
 
 
 def test_mdeq_refuses_pictures_that_do_not_halve() -> None:

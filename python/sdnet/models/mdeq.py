@@ -6,7 +6,8 @@ gradient solves a linear system at that point (the implicit function theorem) an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,21 +39,6 @@ def normed(channels: int, affine: bool = True, groups: int = GROUPS) -> nn.Group
     return nn.GroupNorm(groups, channels, affine=affine)
 
 
-class FixedDropout(nn.Module):
-    """Dropout of whole channels whose mask stays for all evaluations of f in one solve."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mask: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        if self.mask is None:
-            self.mask = F.dropout(x.new_ones(*x.shape[:2], 1, 1), DROPOUT)
-        return x * self.mask
-
-
 class Branch(nn.Module):
     """The residual block of one resolution, into which the picture is injected."""
 
@@ -62,13 +48,14 @@ class Branch(nn.Module):
         self.conv1 = weight_norm(nn.Conv2d(channels, inner, 3, padding=1, bias=False))
         self.norm1 = normed(inner)
         self.conv2 = weight_norm(nn.Conv2d(inner, channels, 3, padding=1, bias=False))
-        self.dropout = FixedDropout()
         self.norm2 = normed(channels)
         self.norm3 = normed(channels)
 
-    def forward(self, z: Tensor, injected: Tensor | float) -> Tensor:
-        out = F.relu(self.norm1(self.conv1(z)))
-        out = self.norm2(self.dropout(self.conv2(out)) + injected) + z
+    def forward(self, z: Tensor, injected: Tensor | float, kept: Tensor | None) -> Tensor:
+        out = self.conv2(F.relu(self.norm1(self.conv1(z))))
+        if kept is not None:
+            out = out * kept
+        out = self.norm2(out + injected) + z
         return self.norm3(F.relu(out))
 
 
@@ -109,8 +96,12 @@ class Transition(nn.Module):
             for count in channels
         )
 
-    def forward(self, states: tuple[Tensor, ...], injected: Tensor) -> list[Tensor]:
-        out = [block(z, injected if i == 0 else 0.0) for i, (block, z) in enumerate(zip(self.blocks, states))]
+    def forward(
+        self, states: Sequence[Tensor], injected: Tensor, masks: Sequence[Tensor | None] = (None,) * BRANCHES
+    ) -> list[Tensor]:
+        """The next states; where there are masks, (N, C, 1, 1) each, dropout of whole channels."""
+        injections = (injected, *[0.0] * (BRANCHES - 1))
+        out = [block(*given) for block, *given in zip(self.blocks, states, injections, masks)]
         return [
             mix(torch.stack([convert(z) for convert, z in zip(row, out)]).sum(0))
             for mix, row in zip(self.mixes, self.exchanges)
@@ -180,6 +171,31 @@ def broyden(f: Callable[..., Iterable[Tensor]], states: list[Tensor], steps: int
     return apart(best)
 
 
+class ImplicitGradient(torch.autograd.Function):
+    """Fixed points of a transition, whose gradient is (1 - J')^-1 of theirs, J the Jacobian there: for graphs.
+
+    torchdeq's has no form there: it ends early.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, transition: Transition, injected: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.transition = transition
+        ctx.save_for_backward(injected, *tensors)
+        return tuple(z.clone() for z in tensors[BRANCHES:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        injected, *tensors = ctx.saved_tensors
+        masks, states = tensors[:BRANCHES], tensors[BRANCHES:]
+        _, vjp = torch.func.vjp(lambda *z: tuple(ctx.transition(z, injected, masks)), *states)
+
+        def step(*y: Tensor) -> list[Tensor]:
+            return [a + b for a, b in zip(vjp(y), gradients)]
+
+        solved = broyden(step, [torch.zeros_like(gradient) for gradient in gradients], BACKWARD_STEPS)
+        return None, None, *[None] * BRANCHES, *solved
+
+
 class MDEQ(nn.Module):
     """A stem, the fixed point, and a head that gathers the resolutions.
 
@@ -214,10 +230,11 @@ class MDEQ(nn.Module):
         smallest = 2 ** (BRANCHES - 1)
         if x.shape[-2] % smallest or x.shape[-1] % smallest:
             raise ValueError(f"mdeq takes rows and columns in multiples of {smallest}, got {tuple(x.shape)}")
-        for module in self.modules():
-            if isinstance(module, FixedDropout):
-                module.mask = None
         injected = self.stem(x)
+        # One mask for all evaluations of f in a solve.
+        masks: list[Tensor | None] = [None] * BRANCHES
+        if self.training:
+            masks = [F.dropout(x.new_ones(x.shape[0], count, 1, 1), DROPOUT) for count in self.channels]
         states = [
             x.new_zeros(x.shape[0], count, x.shape[2] >> i, x.shape[3] >> i)
             for i, count in enumerate(self.channels)
@@ -227,11 +244,16 @@ class MDEQ(nn.Module):
             for module in self.transition.modules():
                 if parametrize.is_parametrized(module, "weight"):
                     _ = module.weight
-            if torch.compiler.is_compiling() and not self.training:
-                states = broyden(lambda *z: self.transition(z, injected), states, FORWARD_STEPS)
+
+            def f(*z: Tensor) -> list[Tensor]:
+                return self.transition(z, injected, masks)
+
+            if not torch.compiler.is_compiling():
+                states = self.solver(f, states)[0][-1]
             else:
-                found, _ = self.solver(lambda *z: self.transition(z, injected), states)
-                states = found[-1]
+                states = broyden(f, states, FORWARD_STEPS)
+                if self.training:
+                    states = ImplicitGradient.apply(self.transition, injected.detach(), *masks, *f(*states))
         y = self.gather[0](states[0])
         for bottleneck, descend, z in zip(self.gather[1:], self.descend, states[1:]):
             y = bottleneck(z) + descend(y)
