@@ -19,6 +19,7 @@ for package in ("PIL", "sklearn", "torchvision"):
 from PIL import Image  # noqa: E402
 from sdnet.data import TrainingBatches, load_data  # noqa: E402
 from sdnet.data.cifar import CIFAR10_CLASSES  # noqa: E402
+from sdnet.data.decode import read_picture  # noqa: E402
 from sdnet.data.encoded import WINDOW, Shards  # noqa: E402
 from sdnet.data.fashion_mnist import DEBIAN  # noqa: E402
 from sdnet.errors import DataError  # noqa: E402
@@ -89,6 +90,13 @@ def test_an_unreadable_picture_is_named(cifar: Path) -> None:
     (cifar / "train" / "cat" / "1.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"train/cat/1\.png is no readable picture"):
         load("cifar10", cifar)
+
+
+def test_sixteen_bits_of_grey_become_eight() -> None:
+    content = io.BytesIO()
+    Image.fromarray(numpy.array([[0, 255, 256], [0x7FFF, 0x8000, 0xFFFF]], dtype=numpy.uint16)).save(content, "png")
+    found = read_picture(content.getvalue(), "x.png")
+    assert found.shape == (2, 3, 3) and found[..., 1].tolist() == [[0, 0, 1], [127, 128, 255]]
 
 
 def test_what_cannot_be_opened_is_named(cifar: Path) -> None:

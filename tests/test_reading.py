@@ -97,10 +97,15 @@ def test_the_imagenet_stem_is_inverted_too() -> None:
     assert sdnet.invert(model, images).shape == images.shape
 
 
-def test_inverting_leaves_the_mode_of_the_model(pictures: torch.Tensor) -> None:
+def test_reading_leaves_the_modes_and_the_state_of_the_model(pictures: torch.Tensor, tmp_path: Path) -> None:
     model = chain().train()
+    model.network.layer0[1].eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     sdnet.invert(model, pictures, layer="layer0.0.dn")
-    assert model.training and model.network.layer0[1].training
+    write_report(tmp_path / "page.html", model, pictures, "a title")
+    assert modes == {name: module.training for name, module in model.named_modules()}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_with_shortcuts_only_the_first_block_leads_back(pictures: torch.Tensor) -> None:
@@ -258,6 +263,32 @@ def test_a_convolution_in_two_places_becomes_one_layer_in_both() -> None:
     model = nn.Sequential(conv, nn.ReLU(), conv)
     sdnet.replace_convs(model, show=False)
     assert isinstance(model[0], csc.CSCConv2d) and model[0] is model[2]
+
+
+def test_convolutions_that_share_a_weight_still_do() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)).eval()
+    model[2].weight = model[0].weight
+    sdnet.replace_convs(model, show=False)
+    assert model[0][0].weight is model[2][0].weight and model[0][1].bias is not model[2][1].bias
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_convolution_with_hooks_stays() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.utils.spectral_norm(nn.Conv2d(3, 3, 1)), nn.Conv2d(3, 3, 1))
+    model[2].register_forward_hook(lambda conv, given, found: None)
+    model.append(nn.Conv2d(3, 3, 1, dtype=torch.complex64))
+    done = sdnet.replace_convs(model, show=False)
+    assert [entry.reason for entry in done] == [None, "has hooks", "has hooks", "is of torch.complex64"]
+
+
+def test_a_page_about_a_replaced_network_has_no_inversion(pictures: torch.Tensor, tmp_path: Path) -> None:
+    """And none of a layer that the forward leaves out; a code may be negative."""
+    model = nn.Sequential(csc.CSCConv2d(3, 8, 3, nonneg=False), nn.Flatten(1), nn.LazyLinear(2)).double()
+    model(pictures.double())
+    model[2].aside = csc.CSCConv2d(3, 8, 3)
+    write_report(tmp_path / "page.html", model, pictures.double(), "a title")
+    text = (tmp_path / "page.html").read_text()
+    assert "Dictionary" in text and "What the codes describe" not in text
 
 
 def test_a_convolution_alone_has_no_place_to_be_replaced_in() -> None:

@@ -18,6 +18,7 @@ from sdnet.models import Classifier  # noqa: E402
 from sdnet.pretrained import load_model  # noqa: E402
 from sdnet.robust import calibrate, curves, sweep  # noqa: E402
 from sdnet.robust.adaptive import METHODS, AdaptiveClassifier, mean_deviation, noise_deviation, residual  # noqa: E402
+from sdnet.robust.corruptions import SCAN  # noqa: E402
 from sdnet.robust.document import document  # noqa: E402
 from sdnet.robust.pictures import Labelled, arrays, spread, spread_numbers  # noqa: E402
 from sdnet.robust.stem import AtLmbda, AverageOver, stem_layers, stem_lmbda  # noqa: E402
@@ -171,6 +172,17 @@ def test_the_grid_has_the_scans_levels_that_are_no_severities() -> None:
     wanted = sweep.grid(["gaussian_noise"], [1, 2, 3, 4, 5], scan=True)
     assert len(wanted) == 1 + 5 + 10 - 4 and len(set(wanted)) == len(wanted)
     assert wanted[0] == sweep.CLEAN and wanted[-1].constant == 0.2
+    # A level that is a severity which nobody asked for stays in the scan.
+    few = sweep.grid(["gaussian_noise"], [1], scan=True)
+    assert set(SCAN["gaussian_noise"]) <= {strength.constant for strength in few}
+
+
+def test_a_models_own_lmbda_is_always_swept() -> None:
+    model = tiny(lmbda=0.25)
+    assert sweep.lmbdas_of(model, (0.1, 0.5)) == [("0.25", 0.25), ("0.1", 0.1), ("0.5", 0.5)]
+    assert sweep.lmbdas_of(model, (0.1, 0.25)) == [("0.1", 0.1), ("0.25", 0.25)]
+    (row,) = curves.table_rows(rows_of({0.1: 0.4, 0.25: 0.5}, 0.5, 0.3), "m", trained=0.25)
+    assert row["training lmbda"] == "50.0"
 
 
 def test_published_files_bring_their_labels_and_say_so(digits: Labelled, tmp_path: Path) -> None:
@@ -351,10 +363,34 @@ def test_adapting_leaves_the_model_as_it_was(digits: Labelled) -> None:
     assert torch.equal(model(x), before) and model.calibration is None
 
 
+def test_adapting_takes_the_network_as_it_is(digits: Labelled) -> None:
+    model, x = tiny("sdnet18_all").double(), digits.pictures.double() / 255
+    csc.set_lmbda(model, 1 / 3)
+    for layer in model.modules():
+        if isinstance(layer, csc.CSCConv2d):
+            layer.n_iter, layer.mu = 4, 0.1
+    adapted = sdnet.adapt(model, "noise", digits.pictures, digits.labels)
+    assert adapted.probe == 1 / 3 and torch.equal(adapted.logits(x), model(x))
+    adapted.line_noise[:] = torch.tensor([0.0, 0.0])
+    assert torch.equal(adapted(x), model(x))
+    again = sdnet.adapt(adapted, "residual")
+    assert again.method == "residual" and torch.equal(again.logits(x), model(x))
+    assert torch.equal(again.line_noise, adapted.line_noise)
+
+
+@pytest.mark.parametrize("lmbda", [1 / 3, 1.41421349])
+def test_calibration_begins_at_the_training_lmbda(lmbda: float, digits: Labelled) -> None:
+    model = AdaptiveClassifier(method="noise", **tiny(lmbda=lmbda).arguments).eval()
+    lmbdas = calibrate.observe(model, digits.pictures[:4], digits.labels[:4], 0).lmbdas
+    assert lmbdas[0] == lmbda and (numpy.diff(lmbdas) > 0).all() and len(lmbdas) == (12 if lmbda < 1 else 1)
+
+
 @pytest.mark.parametrize(
     "call, kind, message",
     [
         (lambda m, x: sdnet.adapt(m), ValueError, "no calibration"),
+        (lambda m, x: sdnet.adapt(m, "noise", 255 * x, torch.zeros(20)), ValueError, r"in \[0, 1\]"),
+        (lambda m, x: sdnet.adapt(m, "noise", (255 * x).long(), torch.zeros(20)), TypeError, "int64"),
         (lambda m, x: sdnet.adapt(m, "best"), ValueError, "method must be one of"),
         (lambda m, x: sdnet.adapt(m.network), TypeError, "Classifier, got ResNet"),
         (lambda m, x: sdnet.adapt(m, "noise", x), ValueError, "labels must be given"),
@@ -412,6 +448,31 @@ def test_bad_input_to_robust_ends_with_a_message(options: list[str], message: st
     given = [places.get(option, option) for option in options]
     result = command("robust", "--out", tmp_path / "out", "--data", "digits", "--pictures", 4, *given)
     assert result.exit_code == 1 and message in result.output.replace("\n", "") and "Traceback" not in result.output
+
+
+def test_a_sweep_called_again_shows_its_own_rows(tmp_path: Path) -> None:
+    """And not those of other weights or numbers of pictures that the file got meanwhile."""
+    model = tiny()
+    shown = []
+    for count, bias in ((20, 0.0), (10, 0.0), (20, 100.0), (20, 0.0)):
+        model.network.linear.bias.data[3] = bias
+        model.save(tmp_path / "m")
+        result = command(
+            "robust", "--model", tmp_path / "m", "--out", tmp_path / "out", "--data", "digits", "--pictures", count,
+            "--corruption", "shot_noise", "--severity", 5, "--lmbda", 0.1,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        shown.append((tmp_path / "out" / "table.md").read_text())
+    assert shown[0] == shown[3] and len(set(shown)) == 3
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        tiny().save(tmp_path / folder / "model")
+    result = command(
+        "robust", "--model", tmp_path / "a" / "model", "--model", tmp_path / "b" / "model", "--out", tmp_path / "o"
+    )
+    assert result.exit_code == 1 and "several models are called 'model'" in result.output
 
 
 # The page of results.

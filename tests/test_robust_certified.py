@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import sdnet
 import torch
-from attack_fixtures import digits, model, pair  # noqa: F401
+from attack_fixtures import automatic, digits, model, pair  # noqa: F401
 from sdnet.models import Classifier
 from sdnet.robust import certified
+from sdnet.robust.adaptive import AdaptiveClassifier
 from sdnet.robust.certified import certified_radii, constant, lipschitz_bound, verdict
-from sdnet.robust.detect import auroc, detect
+from sdnet.robust.detect import auroc, detect, scores
 from sdnet.robust.pictures import Labelled
 from sdnet.robust.sweep import grid
 from torch import nn
@@ -133,6 +135,22 @@ def test_radii_are_margins_over_the_bound(model: Classifier, digits: Labelled) -
         torch.testing.assert_close(radius, margin.clamp_min(0) / (2**0.5 * bound), atol=0, rtol=1e-5)
     assert (radii > 0).any() and (radii == 0).any()
     assert ": vacuous:" in verdict(radii, bound) and verdict(1e10 * radii, bound).endswith(": not vacuous")
+
+
+def test_bounds_and_scores_leave_a_model_in_training_as_it_was(model: Classifier, digits: Labelled) -> None:
+    trained = copy.deepcopy(model).train()
+    x, y = pair(digits)
+    radii, bound = certified_radii(trained, x, y), lipschitz_bound(trained, (16, 16))
+    assert torch.equal(radii, certified_radii(model, x, y)) and bound == lipschitz_bound(model, (16, 16))
+    found, expected = scores(trained, digits.pictures), scores(model, digits.pictures)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(module.training for module in trained.modules())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in trained.state_dict().items())
+
+
+def test_a_model_that_chooses_lmbda_has_no_bound(automatic: AdaptiveClassifier) -> None:
+    with pytest.raises(ValueError, match="its choice moves too"):
+        lipschitz_bound(automatic)
 
 
 def test_a_network_without_a_bound_is_refused() -> None:

@@ -66,6 +66,19 @@ def test_a_table_of_attacks_goes_on_and_is_resumed(
     assert shown[2]["PGD, BPDA"] and not shown[0]["PGD, BPDA"]
 
 
+def test_the_interval_is_that_of_the_worst_case() -> None:
+    """Random noise is no attack."""
+    fates = {"clean": "1" * 10, "random noise": "1" * 5 + "0" * 5, "pgd-20": "0" * 5 + "1" * 5}
+    whole = {"model": "m", "defence": "d", "norm": "L2", "eps": "0.5"}
+    rows = [
+        {**whole, "attack": attack, "through": "itself" if attack == "pgd-20" else "", "survived": survived}
+        for attack, survived in fates.items()
+    ]
+    (shown,) = evaluation.table_rows(rows)
+    low, high = evaluation.interval(0.5, 10)
+    assert shown["worst case"] == "50.0" and shown["95 %"] == f"{100 * low:.1f} to {100 * high:.1f}"
+
+
 def test_of_autoattack_each_takes_the_pictures_that_those_before_left(
     model: Classifier, digits: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

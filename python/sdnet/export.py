@@ -79,6 +79,8 @@ class PlainPatchCode(nn.Module):
 @torch.no_grad()
 def plain(model: nn.Module, pictures: Tensor) -> nn.Module:
     """A copy of a model in evaluation mode without ops of ours, for pictures of these rows and columns."""
+    if hasattr(model, "lmbda_of"):
+        raise ValueError("automatic lmbda has no ONNX form: export the model with a fixed one")
     model = copy.deepcopy(model).eval()
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):

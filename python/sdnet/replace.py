@@ -35,7 +35,8 @@ def replace_convs(
     """Turn convolutions into CSC layers, in place, with their weights as first dictionaries.
 
     The atoms are the weight's filters scaled to unit norm. What CSC layers do not have is left as it is, with
-    the reason in the table: groups, dilation, other padding modes than zeros. A bias is kept behind the code.
+    the reason in the table: groups, dilation, other padding modes than zeros, hooks. A bias is kept behind the
+    code, and convolutions that share a weight still do.
 
     Args:
         model: any module but a convolution itself.
@@ -65,16 +66,21 @@ def replace_convs(
     unmatched = [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in convs)]
     if unmatched or not patterns:
         raise ValueError(f"no convolution matches {unmatched}; the model has {', '.join(convs) or 'none'}")
-    done, layers_of = [], dict[nn.Conv2d, nn.Module]()
+    done: list[Replacement] = []
+    layers_of: dict[nn.Conv2d, nn.Module] = {}
+    weights: dict[nn.Parameter, nn.Parameter] = {}
+    places: dict[str, nn.Conv2d] = {}
     for name, conv in convs.items():
         if not any(fnmatch(name, pattern) for pattern in patterns):
             continue
         reason = _unsupported(conv)
         if reason is None:
             if conv not in layers_of:
-                layers_of[conv] = _as_code(conv, lmbda=lmbda, n_iter=n_iter, nonneg=nonneg)
-            model.set_submodule(name, layers_of[conv])
+                layers_of[conv] = _as_code(conv, weights, lmbda=lmbda, n_iter=n_iter, nonneg=nonneg)
+            places[name] = conv
         done.append(Replacement(name, tuple(conv.weight.shape), reason))
+    for name, conv in places.items():
+        model.set_submodule(name, layers_of[conv])
     if show:
         Console().print(_table(done))
     return done
@@ -89,6 +95,10 @@ def _unsupported(conv: nn.Conv2d) -> str | None:
         return f"has dilation {conv.dilation}"
     if conv.padding_mode != "zeros":
         return f"pads with {conv.padding_mode}"
+    if conv._forward_pre_hooks or conv._forward_hooks:
+        return "has hooks"
+    if not conv.weight.is_floating_point():
+        return f"is of {conv.weight.dtype}"
     return None
 
 
@@ -103,7 +113,10 @@ class ChannelBias(nn.Module):
         return x + self.bias[:, None, None]
 
 
-def _as_code(conv: nn.Conv2d, **options: float | int | bool) -> nn.Module:
+def _as_code(
+    conv: nn.Conv2d, weights: dict[nn.Parameter, nn.Parameter], **options: float | int | bool
+) -> nn.Module:
+    """The layer of a convolution; `weights` are those made so far, which convolutions may share."""
     layer = CSCConv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
         device=conv.weight.device, dtype=conv.weight.dtype, **options,
@@ -112,8 +125,9 @@ def _as_code(conv: nn.Conv2d, **options: float | int | bool) -> nn.Module:
         layer.weight.copy_(conv.weight)
         layer.weight.copy_(layer.dictionary())
     layer.weight.requires_grad_(conv.weight.requires_grad)
-    layer.train(conv.training)
-    return layer if conv.bias is None else nn.Sequential(layer, ChannelBias(conv.bias))
+    layer.weight = weights.setdefault(conv.weight, layer.weight)
+    made = layer if conv.bias is None else nn.Sequential(layer, ChannelBias(conv.bias))
+    return made.train(conv.training)
 
 
 def _table(done: Sequence[Replacement]) -> Table:

@@ -85,6 +85,8 @@ def read_picture(content: bytes, name: str, size: tuple[int, int] | None = None)
     """A picture file as (rows, columns, 3), uint8."""
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if image.mode.startswith("I"):  # 16 bits of grey, of which a conversion keeps the lower half.
+                image = Image.fromarray((numpy.asarray(image).clip(0, 65535) >> 8).astype(numpy.uint8))
             picture = numpy.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
         raise DataError(f"{name} is no readable picture: its content has no known format") from None

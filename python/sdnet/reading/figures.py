@@ -73,7 +73,7 @@ def sparsity_figure(model: nn.Module, pictures: Tensor) -> Figure:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, code in codes.items():
-        values = code[code > 0].float().cpu().numpy()
+        values = code[code != 0].float().cpu().numpy()
         left.hist(values, bins=60, histtype="step", density=True, label=_short(name))
     left.set(yscale="log", xlabel="coefficient, where not zero", ylabel="density")
     if len(codes) <= 8:
@@ -86,10 +86,12 @@ def sparsity_figure(model: nn.Module, pictures: Tensor) -> Figure:
 
 
 def statistics_rows(model: nn.Module, pictures: Tensor) -> list[Mapping[str, float | str]]:
-    """One row of numbers per layer."""
-    numbers = code_statistics(model, pictures)
-    kinds = ("sparsity", "reconstruction_error", "lmbda", "lipschitz")
-    return [{"layer": name, **{kind: numbers[f"{kind}/{name}"] for kind in kinds}} for name in csc_layers(model)]
+    """One row of numbers per layer that has a part in the forward."""
+    rows: dict[str, dict[str, float | str]] = {}
+    for title, number in code_statistics(model, pictures).items():
+        kind, _, name = title.partition("/")
+        rows.setdefault(name, {"layer": name})[kind] = number
+    return list(rows.values())
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from csc_kernels import CSCConv2d
 
 from ..models import Classifier, ResNet
+from ..models.modes import evaluating
 from ..models.sdnet import CSCBlock
 from ..training.statistics import recorded_codes
 
@@ -91,9 +92,7 @@ def invert(model: nn.Module, images: Tensor, layer: str | None = None) -> Tensor
     layer = names[-1] if layer is None else layer
     if layer not in names:
         raise ValueError(f"the code of {layer!r} does not lead back to the picture; those of {', '.join(names)} do")
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         with recorded_codes(network) as codes:
             model(images)
         x = codes[layer][1]
@@ -102,8 +101,6 @@ def invert(model: nn.Module, images: Tensor, layer: str | None = None) -> Tensor
                 x = module.reconstruct(x, tuple(codes[name][0].shape[-2:]))
             else:
                 x = unnormalised(module, x)
-    finally:
-        model.train(training)
     return x * model.std + model.mean if isinstance(model, Classifier) else x
 
 

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..files import files_written_aside, written_aside
+from ..models import ResNet
+from ..models.modes import evaluating
 from ..training.statistics import csc_layers
 from .figures import dictionary_figure, inversion_figure, sparsity_figure, statistics_rows
 from .inversion import invertible_layers
@@ -37,8 +39,10 @@ def write_report(path: Path, model: nn.Module, pictures: Tensor, title: str, fig
     """
     if not csc_layers(model):
         raise ValueError(f"{title} has no sparse coding layer to show")
-    drawn = layer_figures(model, pictures)
-    write_sections(path, title, _sections(drawn, model, pictures))
+    with evaluating(model):
+        drawn = layer_figures(model, pictures)
+        sections = _sections(drawn, model, pictures)
+    write_sections(path, title, sections)
     if figures is not None:
         with files_written_aside(figures) as aside:
             for heading, figure in drawn.items():
@@ -52,7 +56,7 @@ def layer_figures(model: nn.Module, pictures: Tensor) -> dict[str, Figure]:
         "Dictionary and most active atoms": dictionary_figure(model, pictures),
         "Sparsity": sparsity_figure(model, pictures),
     }
-    layers = invertible_layers(model)
+    layers = invertible_layers(model) if isinstance(getattr(model, "network", model), ResNet) else []
     if layers:
         figures["What the codes describe"] = inversion_figure(model, pictures, layers)
     return figures
@@ -60,7 +64,8 @@ def layer_figures(model: nn.Module, pictures: Tensor) -> dict[str, Figure]:
 
 def layer_sections(model: nn.Module, pictures: Tensor) -> list[str]:
     """What `write_report` shows of the sparse coding layers."""
-    return _sections(layer_figures(model, pictures), model, pictures)
+    with evaluating(model):
+        return _sections(layer_figures(model, pictures), model, pictures)
 
 
 def _sections(figures: Mapping[str, Figure], model: nn.Module, pictures: Tensor) -> list[str]:

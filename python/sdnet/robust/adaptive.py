@@ -14,6 +14,7 @@ The lines are found on training pictures with synthetic noise (`calibrate`) and 
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -185,7 +186,7 @@ def adapt(
     stem_layers(model)
     if method is not None:
         check_method(method)
-    made = _built(model, method or METHODS[0], model.state_dict())
+    made = _built(model, method or METHODS[0])
     if pictures is not None:
         if labels is None or len(labels) != len(pictures):
             raise ValueError("labels must be given for the pictures, one each")
@@ -201,14 +202,15 @@ def adapt(
         )
     if method is None and METHODS[int(made.best)] != made.method:
         # Built again, so that the saved configuration names the method.
-        return _built(model, METHODS[int(made.best)], made.state_dict())
+        return _built(made, METHODS[int(made.best)])
     return made
 
 
-def _built(model: Classifier, method: str, state: dict[str, Tensor]) -> AdaptiveClassifier:
-    """A new model with the weights of a state, in the place and in evaluation mode."""
+def _built(model: Classifier, method: str) -> AdaptiveClassifier:
+    """A new model around a copy of the network as it is, in its place and in evaluation mode."""
     made = AdaptiveClassifier(method=method, **model.arguments)
-    made.load_state_dict({**made.state_dict(), **state})
-    for layer, before in zip(stem_layers(made), stem_layers(model)):
-        layer.lmbda = before.lmbda
-    return made.to(model.mean.device).eval()
+    made.network = copy.deepcopy(model.network)
+    made.probe = float(stem_layers(made)[0].lmbda)
+    for name, value in model.named_buffers(recurse=False):
+        setattr(made, name, value.clone())
+    return made.to(model.mean).eval()

@@ -14,7 +14,7 @@ from ..pretrained import load_model
 from .adaptive import AdaptiveClassifier
 from .attacks import Effort, Threat
 from .checks import checks
-from .commands import automatic, fixed, sparse_model, test_pictures
+from .commands import automatic, check_titles, fixed, sparse_model, test_pictures
 from .curves import markdown
 from .evaluation import Defence, defences, evaluate, strength_checks, table_rows
 from .pictures import Labelled
@@ -33,6 +33,7 @@ def run_attack(
     out: Path, threats: Sequence[Threat], attacks: Sequence[str], effort: Effort, seed: int, console: Console,
 ) -> None:  # fmt: skip
     """attack.csv and checks.csv, which go on where they were stopped, and attack.md in the folder `out`."""
+    check_titles((*names, *against))
     models: dict[str, Classifier] = {}
     own: dict[str, AdaptiveClassifier] = {}
     for name in names:

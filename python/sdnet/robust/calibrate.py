@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .adaptive import METHODS, MOST, AdaptiveClassifier
-from .corruptions import NOISES, SCAN, corrupt
+from .corruptions import NOISES, SCAN, corrupt, eight_bits
 from .pictures import batches
 from .stem import stem_lmbda
 
@@ -58,7 +58,8 @@ def calibrate(model: AdaptiveClassifier, pictures: Tensor, labels: Tensor, seed:
         pictures, labels: of training, (N, C, H, W), uint8 or in [0, 1], and (N,); at least 4.
 
     Raises:
-        ValueError: there are fewer.
+        TypeError: pictures are of another type.
+        ValueError: there are fewer, or they leave [0, 1].
     """
     if len(pictures) < 4:
         raise ValueError(f"calibration needs at least 4 pictures, got {len(pictures)}")
@@ -86,12 +87,12 @@ def levels() -> list[tuple[str, float] | None]:
 @torch.no_grad()
 def observe(model: AdaptiveClassifier, pictures: Tensor, labels: Tensor, seed: int) -> Observed:
     """Features, and correctness at every lmbda from the training one to 1.4."""
-    lmbdas = numpy.round(numpy.unique([model.probe, *numpy.arange(0.1, MOST + 0.01, 0.1)]), 6)
-    lmbdas = lmbdas[lmbdas >= model.probe]
+    grid = numpy.round(numpy.arange(0.1, MOST + 0.01, 0.1), 6)
+    lmbdas = numpy.array([model.probe, *grid[grid > model.probe]])
     labels = labels.to(model.mean.device)
     right: list[Tensor] = []
     features: dict[str, list[Tensor]] = {method: [] for method in METHODS}
-    eight = pictures if pictures.dtype == torch.uint8 else (pictures * 255).round().to(torch.uint8)
+    eight = torch.from_numpy(eight_bits(pictures)).to(pictures.device)
     for level in levels():
         noisy = eight if level is None else corrupt(eight, level[0], constant=level[1], seed=seed)
         parts = batches(noisy)

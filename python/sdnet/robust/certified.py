@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from csc_kernels import CSCConv2d, lipschitz
 
 from ..models import Classifier, ResNet
+from ..models.modes import evaluating
+from .adaptive import AdaptiveClassifier
 
 
 @torch.no_grad()
@@ -32,9 +34,11 @@ def lipschitz_bound(model: Classifier, size: tuple[int, int] = (32, 32)) -> floa
     """A bound of ||f(x) - f(y)|| / ||x - y|| for pictures of a size, f the logits of a ResNet or an SDNet.
 
     Raises:
-        ValueError: the model is another network, or has a layer without a known constant.
+        ValueError: the model is another network, chooses lmbda by itself, or has a layer without a known constant.
     """
     network = model.network
+    if isinstance(model, AdaptiveClassifier):
+        raise ValueError("a model that chooses lmbda by the picture has no certified bound: its choice moves too")
     if not isinstance(network, ResNet):
         raise ValueError(f"only ResNets and SDNets have a certified bound here, got {type(network).__name__}")
     bound = 1 / float(model.std.min())
@@ -52,7 +56,8 @@ def _map_size(model: Classifier, size: tuple[int, int]) -> tuple[int, int]:
         lambda m, i, out: seen.append(tuple(out.shape[-2:]))
     )
     try:
-        model(torch.zeros(1, len(model.mean), *size, device=model.mean.device))
+        with evaluating(model):
+            model(torch.zeros(1, len(model.mean), *size).to(model.mean))
     finally:
         handle.remove()
     return seen[0]
@@ -98,7 +103,8 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 def certified_radii(model: Classifier, pictures: Tensor, labels: Tensor) -> Tensor:
     """Per picture (N, C, H, W) in [0, 1], the l2 radius in which it stays right; 0 where it is wrong: (N,)."""
     bound = lipschitz_bound(model, (pictures.shape[-2], pictures.shape[-1]))
-    logits = model(pictures)
+    with evaluating(model):
+        logits = model(pictures)
     own = logits.gather(1, labels[:, None])[:, 0]
     others = logits.scatter(1, labels[:, None], -math.inf).amax(1)
     return (own - others).clamp_min(0) / (math.sqrt(2) * bound)

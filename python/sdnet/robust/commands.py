@@ -21,7 +21,7 @@ from .detect import detect
 from .pictures import Labelled, arrays, check_classes, spread
 from .stem import stem_layers
 from .sweep import grid, lmbdas_of, sweep
-from .table import latest, read
+from .table import Row, read
 
 STRENGTH = ("corruption", "severity", "constant")
 
@@ -61,12 +61,25 @@ def fixed(model: Classifier) -> Classifier:
     return made
 
 
+def check_titles(names: Sequence[str]) -> None:
+    """Tables call a model by the last part of its path."""
+    titles = [Path(name).name for name in names]
+    doubles = sorted({title for title in titles if titles.count(title) > 1})
+    if doubles:
+        raise UserError(f"several models are called {doubles[0]!r}: name the folders above, or rename one")
+
+
+def kind_of(row: Row) -> tuple[str, ...]:
+    return row["model"], row["weights"], row["pictures"], row["source"].partition(",")[0]
+
+
 def run_sweep(
     names: Sequence[str], against: Sequence[str], data: str, root: Path | None, count: int, out: Path,
     corruptions: Sequence[str], severities: Sequence[int], scan: bool, lmbdas: Sequence[float], seed: int,
     published: Path | None, console: Console,
 ) -> None:  # fmt: skip
     """Everything of `sdnet robust`: sweep.csv, a figure per model, and table.md in the folder `out`."""
+    check_titles((*names, *against))
     models: dict[str, Classifier] = {}
     for name in names:
         given = sparse_model(name)
@@ -81,21 +94,26 @@ def run_sweep(
     total = len(strengths) * sum(len(lmbdas_of(model, lmbdas)) for model in models.values())
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=total)
+        seen: list[Row] = []
         kept = 0
         for row, new in sweep(models, pictures, out / "sweep.csv", strengths, lmbdas, seed, published):
+            seen.append(row)
             kept += not new
             rate = f", {float(row['images_per_second']):.0f} images/s" if new else ""
             progress.update(task, advance=1, description=f"{row['model']}, {row['corruption']}{rate}")
     console.print(f"{total} cells, {kept} of them from before; source: {row['source']}", highlight=False)
-    rows = [row for row in latest(read(out / "sweep.csv")) if row["model"] in models]
+    # Other seeds of the same, and no rows of other weights, numbers of pictures or kinds of source.
+    kinds = {kind_of(row) for row in seen}
+    rows = [row for row in read(out / "sweep.csv") if kind_of(row) in kinds]
     parts = []
     for name in dict.fromkeys(Path(name).name for name in names):
         save(curve_figure(rows, name), out / f"{name}.png")
-        said = "\n".join(f"- {sentence}" for sentence in claims(rows, name))
+        trained = float(f"{float(stem_layers(models[name])[0].lmbda):g}")
+        said = "\n".join(f"- {sentence}" for sentence in claims(rows, name, trained))
         found = list(detect(name, models[name], pictures, out / "detect.csv", strengths, seed, published))
         shown = [{kind: row[kind] for kind in (*STRENGTH, *SCORES)} for row in found]
         parts.append(
-            f"## {name}, {len(pictures)} pictures\n\n{markdown(table_rows(rows, name))}\n\n{said}\n\n"
+            f"## {name}, {len(pictures)} pictures\n\n{markdown(table_rows(rows, name, trained))}\n\n{said}\n\n"
             f"Clean against noisy pictures, AUROC of four scores:\n\n{markdown(shown)}\n"
         )
         adapted = models.get(name + AUTOMATIC)

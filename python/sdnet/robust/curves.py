@@ -30,11 +30,12 @@ class Curve:
     fixed: dict[float, float]
     automatic: float | None = None
     alone: float | None = None
+    trained: float | None = None
 
     @property
     def training(self) -> float:
-        """At the smallest lmbda of the grid, the training's."""
-        return self.fixed[min(self.fixed)]
+        """At the training lmbda; where that is not said, at the smallest of the grid."""
+        return self.fixed[min(self.fixed) if self.trained is None else self.trained]
 
     @property
     def best(self) -> float:
@@ -55,7 +56,7 @@ def level_of(row: Row) -> Level:
     return row["corruption"], row["severity"], row["constant"]
 
 
-def curves(rows: Sequence[Row]) -> list[Curve]:
+def curves(rows: Sequence[Row], trained: float | None = None) -> list[Curve]:
     """Rows gathered by model and level, in their order, means over seeds of the noise.
 
     Automatic rows belong to the model that they were made from.
@@ -69,7 +70,8 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
     for (name, level), accuracies in seen.items():
         means = {kind: sum(values) / len(values) for kind, values in accuracies.items()}
         automatic, alone = means.pop("automatic", None), means.pop("none", None)
-        made.append(Curve(name, level, {float(lmbda): mean for lmbda, mean in means.items()}, automatic, alone))
+        fixed = {float(lmbda): mean for lmbda, mean in means.items()}
+        made.append(Curve(name, level, fixed, automatic, alone, trained))
     return made
 
 
@@ -111,9 +113,9 @@ def short(level: Level) -> str:
     return f"severity {severity}" if severity else f"{constant}"
 
 
-def table_rows(rows: Sequence[Row], model: str) -> list[dict[str, str]]:
+def table_rows(rows: Sequence[Row], model: str, trained: float | None = None) -> list[dict[str, str]]:
     """A row per level: training lmbda, automatic, the oracle's (chosen by these labels), and other models."""
-    found = curves(rows)
+    found = curves(rows, trained)
     others = {(curve.model, curve.level): curve.alone for curve in found if curve.alone is not None}
     names = list(dict.fromkeys(name for name, _ in others))
     made = []
@@ -136,9 +138,9 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def claims(rows: Sequence[Row], model: str) -> list[str]:
+def claims(rows: Sequence[Row], model: str, trained: float | None = None) -> list[str]:
     """What the sweep says about robust inference, one sentence each, whichever way it came out."""
-    mine = [curve for curve in curves(rows) if curve.model == model and curve.fixed]
+    mine = [curve for curve in curves(rows, trained) if curve.model == model and curve.fixed]
     noisy = [curve for curve in mine if curve.level[0] in SCAN]
     if not noisy:
         return []

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ..models import Classifier
+from ..models.modes import evaluating
 from .adaptive import mean_deviation, noise_deviation, residual
 from .pictures import Labelled, batches
 from .stem import stem_layers
@@ -25,11 +26,12 @@ def scores(model: Classifier, pictures: Tensor) -> dict[str, Tensor]:
     """Of uint8 pictures: residual, two noise estimates, and one minus the largest probability; high is foreign."""
     layer = stem_layers(model)[0]
     found: dict[str, list[Tensor]] = {name: [] for name in VALUES}
-    for part in batches(pictures):
-        found["residual"].append(residual(layer, (part - model.mean) / model.std, float(layer.lmbda)))
-        found["noise"].append(noise_deviation(part))
-        found["deviation"].append(mean_deviation(part))
-        found["confidence"].append(1 - model(part).softmax(1).amax(1))
+    with evaluating(model):
+        for part in batches(pictures):
+            found["residual"].append(residual(layer, (part - model.mean) / model.std, float(layer.lmbda)))
+            found["noise"].append(noise_deviation(part))
+            found["deviation"].append(mean_deviation(part))
+            found["confidence"].append(1 - model(part).softmax(1).amax(1))
     return {name: torch.cat(values) for name, values in found.items()}
 
 

@@ -227,7 +227,8 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
                 r for r in members if re.fullmatch(attack, r["attack"]) and re.fullmatch(through, r["through"])
             ]
             shown[column] = f"{100 * worst(chosen):.1f}" if chosen else ""
-        low, high = interval(worst(members), len(members[0]["survived"]))
+        # The last column is the worst case.
+        low, high = interval(worst(chosen), len(members[0]["survived"])) if chosen else (0.0, 1.0)
         made.append({**shown, "95 %": f"{100 * low:.1f} to {100 * high:.1f}"})
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from .curves import table_rows as noise_rows
 from .evaluation import interval
 from .evaluation import table_rows as attack_rows
 from .sweep import correct
-from .table import fingerprint, latest, read
+from .table import Row, fingerprint, latest, read
 
 SHOWN = 8
 
@@ -32,7 +33,8 @@ def write_page(out: Path, name: str, results: Path | None, data: str, root: Path
     title = Path(name).name
     parts = [section("Clean accuracy", _clean(model, labelled))]
     if results is not None:
-        parts += _noise(results, title, fingerprint(fixed(model))) + _attacks(results, title)
+        weights = fingerprint(fixed(model))
+        parts += _noise(results, title, weights) + _attacks(results, title, weights)
     parts.append(section("Certified radius", f"<p>{_certified(model, labelled)}</p>"))
     if csc_layers(model):
         parts += layer_sections(fixed(model), labelled.pictures[:SHOWN] / 255)
@@ -59,6 +61,13 @@ def _certified(model, labelled) -> str:
         return verdict(certified_radii(plain, *few), bound)
 
 
+def _own(rows: Sequence[Row], title: str, weights: str) -> list[Row]:
+    """A model's rows, where those of the network as it is have these weights; raised lmbda have others."""
+    mine = [row for row in rows if row["model"] == title]
+    plain = [row for row in mine if row["defence"] in ("training lmbda", "none")]
+    return mine if any(row["weights"] == weights for row in plain) else []
+
+
 def _noise(results: Path, title: str, weights: str) -> list[str]:
     rows = latest(read(results / "sweep.csv"))
     if not any(row["model"] == title and row["weights"] == weights for row in rows):
@@ -68,9 +77,9 @@ def _noise(results: Path, title: str, weights: str) -> list[str]:
     return [section("Noise", shown)]
 
 
-def _attacks(results: Path, title: str) -> list[str]:
-    rows = [row for row in latest(read(results / "attack.csv")) if row["model"] == title]
-    checks = [row for row in latest(read(results / "checks.csv")) if row["model"] == title and row["seen"]]
+def _attacks(results: Path, title: str, weights: str) -> list[str]:
+    rows, checks = (_own(latest(read(results / file)), title, weights) for file in ("attack.csv", "checks.csv"))
+    checks = [row for row in checks if row["seen"]]
     parts = []
     if rows:
         parts.append(section("Attacks: accuracy in %", table(attack_rows(rows))))

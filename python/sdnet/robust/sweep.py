@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .corruptions import SCAN, SEVERITIES, cifar10c, corrupt, noise_constant
+from ..models.modes import evaluating
+from .corruptions import SCAN, cifar10c, corrupt, noise_constant
 from .pictures import Labelled, batches, spread_numbers
 from .stem import check_lmbda, stem_layers, stem_lmbda
 from .table import Row, Table, fingerprint
@@ -47,7 +48,7 @@ def grid(corruptions: Sequence[str], severities: Sequence[int], scan: bool) -> l
             constant = noise_constant(corruption, severity) if corruption in SCAN else None
             wanted.append(Strength(corruption, severity, constant))
         if scan:
-            known = set(SEVERITIES["cifar"].get(corruption, ()))
+            known = {strength.constant for strength in wanted if strength.corruption == corruption}
             wanted += [Strength(corruption, None, c) for c in SCAN.get(corruption, ()) if c not in known]
     return wanted
 
@@ -77,16 +78,20 @@ def corrupted(clean: Labelled, strength: Strength, seed: int, published: Path | 
 
 
 def lmbdas_of(model: nn.Module, lmbdas: Sequence[float]) -> list[tuple[str, float | None]]:
-    """How the cells of a model are called, and their lmbda: an automatic model and a ResNet have one cell."""
+    """How the cells of a model are called, and their lmbda, its own always among them.
+
+    An automatic model and a ResNet have one cell.
+    """
     if hasattr(model, "method"):
         return [(f"automatic, {model.method}", None)]
     try:
-        stem_layers(model)
+        own = float(stem_layers(model)[0].lmbda)
     except ValueError:
         return [("none", None)]
     for lmbda in lmbdas:
         check_lmbda(lmbda)
-    return [(f"{lmbda:g}", float(lmbda)) for lmbda in lmbdas]
+    titles = {f"{lmbda:g}": float(lmbda) for lmbda in lmbdas}
+    return list((titles if f"{own:g}" in titles else {f"{own:g}": own, **titles}).items())
 
 
 def sweep(
@@ -136,11 +141,6 @@ def sweep(
 @torch.no_grad()
 def correct(model: nn.Module, labelled: Labelled, lmbda: float | None = None) -> Tensor:
     """Which pictures a model classifies right at an lmbda of its stem, (N,), bool; in evaluation mode."""
-    training = model.training
-    model.eval()
-    try:
-        with stem_lmbda(model, lmbda):
-            found = torch.cat([model(part).argmax(1) for part in batches(labelled.pictures)])
-    finally:
-        model.train(training)
+    with evaluating(model), stem_lmbda(model, lmbda):
+        found = torch.cat([model(part).argmax(1) for part in batches(labelled.pictures)])
     return found == labelled.labels

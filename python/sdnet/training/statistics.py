@@ -42,10 +42,12 @@ def code_statistics(model: nn.Module, pictures: Tensor) -> dict[str, float]:
         model(pictures)
     numbers: dict[str, float] = {}
     for name, layer in csc_layers(model).items():
-        x, code = codes[name]
-        residual = x.float() - layer.reconstruct(code.float(), tuple(x.shape[-2:]))
+        if name not in codes:
+            continue  # A layer without a part in the forward.
+        x, code = (tensor.to(layer.weight.dtype) for tensor in codes[name])
+        residual = x - layer.reconstruct(code, tuple(x.shape[-2:]))
         numbers[f"sparsity/{name}"] = (code == 0).float().mean().item()
-        numbers[f"reconstruction_error/{name}"] = (residual.norm() / x.float().norm().clamp_min(1e-12)).item()
+        numbers[f"reconstruction_error/{name}"] = (residual.norm() / x.norm().clamp_min(1e-12)).item()
         numbers[f"lmbda/{name}"] = float(torch.as_tensor(layer.lmbda).float().mean())
         numbers[f"lipschitz/{name}"] = 1 / layer.step_size.item()
     return numbers
