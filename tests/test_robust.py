@@ -168,6 +168,26 @@ def test_other_weights_are_computed_anew(digits: Labelled, tmp_path: Path) -> No
     assert all(new for _, new in run({"m": model}, digits, tmp_path / "s.csv"))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, given: (model, Labelled(given.pictures, given.labels.flip(0))),
+        lambda model, given: (model, Labelled(given.pictures.flip(0), given.labels)),
+        lambda model, given: (csc.set_lmbda(model, 0.3), given),
+        lambda model, given: (csc.set_lmbda(model, torch.full((2, 1, 1), 0.3)), given),
+        lambda model, given: (setattr(model.network.layer0[0].dn, "n_iter", 4), given),
+        lambda model, given: (setattr(model.network.layer0[0].dn, "mu", 0.5), given),
+    ],
+    ids=["labels", "pictures", "lmbda", "lmbda of atoms", "steps", "mu"],
+)
+def test_what_else_changes_is_computed_anew(change, digits: Labelled, tmp_path: Path) -> None:
+    model = tiny()
+    list(sweep.sweep({"m": model}, digits, tmp_path / "s.csv", [sweep.CLEAN], (0.1,)))
+    _, given = change(model, digits)
+    made = sweep.sweep({"m": model}, given, tmp_path / "s.csv", [sweep.CLEAN], (0.1,))
+    assert all(new for _, new in made)
+
+
 def test_the_grid_has_the_scans_levels_that_are_no_severities() -> None:
     wanted = sweep.grid(["gaussian_noise"], [1, 2, 3, 4, 5], scan=True)
     assert len(wanted) == 1 + 5 + 10 - 4 and len(set(wanted)) == len(wanted)

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from attack_fixtures import LINF, QUICK, automatic, digits, model, pair  # noqa: F401
+from rich.progress import Progress
 from sdnet.models import Classifier
-from sdnet.robust import evaluation
+from sdnet.robust import attack_command, evaluation
 from sdnet.robust.adaptive import AdaptiveClassifier
+from sdnet.robust.attacks import Effort
+from sdnet.robust.check import Check
 from sdnet.robust.evaluation import Automatic, classified_right, defences, evaluate
 from sdnet.robust.pictures import Labelled
 from sdnet.robust.stem import AtLmbda
@@ -79,6 +82,25 @@ def test_the_interval_is_that_of_the_worst_case() -> None:
     assert shown["worst case"] == "50.0" and shown["95 %"] == f"{100 * low:.1f} to {100 * high:.1f}"
 
 
+def test_checks_of_another_seed_or_effort_are_made_anew(
+    model: Classifier, digits: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def double(deployed, few, threat, seed, longest):
+        asked.append((seed, longest))
+        return [Check("a check", f"{seed}, {longest}", True)]
+
+    monkeypatch.setattr(attack_command, "checks", double)
+    made = defences({"m": model}, {}, [], [0.1])
+    for seed, steps in ((0, 1), (1, 1), (0, 5), (0, 1)):
+        rows = attack_command.run_checks(
+            made, digits, LINF, tmp_path / "c.csv", seed, Effort(1, steps, 5), Progress(disable=True)
+        )
+        assert [row["seen"] for row in rows] == [f"{seed}, {10 * steps}"]
+    assert asked == [(0, 10), (1, 10), (0, 50)]
+
+
 def test_of_autoattack_each_takes_the_pictures_that_those_before_left(
     model: Classifier, digits: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +127,9 @@ def test_of_autoattack_each_takes_the_pictures_that_those_before_left(
     assert seen == [("apgd-ce", 8), ("apgd-t", 6), ("square", 8)]
     fates = {row["attack"]: row["survived"] for row in rows if row["attack"] in attacks}
     assert fates["apgd-ce"] == "00111111" and fates["apgd-t"] == "00001111"
+    # What one attack left depends on those before it.
+    list(evaluate(made, few, [LINF], tmp_path / "a.csv", QUICK, attacks=["apgd-t"]))
+    assert seen.pop() == ("apgd-t", 8)
     # What is left is known from the file, too.
     lines = (tmp_path / "a.csv").read_text().splitlines(keepends=True)
     (tmp_path / "a.csv").write_text("".join(line for line in lines if ",apgd-t," not in line))

@@ -21,7 +21,7 @@ from .pictures import Labelled
 from .sweep import LMBDAS
 from .table import Row, Table, fingerprint
 
-CHECK_KEYS = ("model", "weights", "defence", "threat", "check", "pictures")
+CHECK_KEYS = ("model", "weights", "defence", "threat", "check", "pictures", "data", "effort", "seed")
 # The checks go up to ten times the attack's steps; so many pictures are enough for them.
 CHECKED = 50
 # A row that says that all checks before it were made.
@@ -83,7 +83,7 @@ def run_checks(
     for defence in defended:
         cell = {
             "model": defence.model, "weights": fingerprint(defence.deployed), "defence": defence.name,
-            "threat": str(threat), "pictures": len(few),
+            "threat": str(threat), "pictures": len(few), "data": few.digest, "effort": str(effort), "seed": seed,
         }  # fmt: skip
         if table.find({**cell, "check": LAST}) is None:
             task = progress.add_task(f"checks of {defence.model}, {defence.name}", total=None)

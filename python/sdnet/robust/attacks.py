@@ -53,6 +53,9 @@ class Effort:
     steps: int = 100
     queries: int = 5000
 
+    def __str__(self) -> str:
+        return f"{self.restarts} restarts, {self.steps} steps, {self.queries} queries"
+
 
 class Dense(nn.Module):
     """The model with the gradient that an attack needs: finite numbers in, logits out, in evaluation mode."""

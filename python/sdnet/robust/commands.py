@@ -70,7 +70,7 @@ def check_titles(names: Sequence[str]) -> None:
 
 
 def kind_of(row: Row) -> tuple[str, ...]:
-    return row["model"], row["weights"], row["pictures"], row["source"].partition(",")[0]
+    return row["model"], row["weights"], row["data"], row["source"].partition(",")[0]
 
 
 def run_sweep(

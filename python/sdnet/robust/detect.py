@@ -17,7 +17,7 @@ from .stem import stem_layers
 from .sweep import CLEAN, Strength, corrupted, source_of
 from .table import Row, Table, fingerprint
 
-KEYS = ("model", "weights", "corruption", "severity", "constant", "pictures", "source")
+KEYS = ("model", "weights", "corruption", "severity", "constant", "pictures", "data", "source")
 VALUES = ("residual", "noise", "deviation", "confidence")
 
 
@@ -55,14 +55,15 @@ def detect(
         ValueError: the model has no sparse coding layer.
     """
     table = Table(out, KEYS, VALUES)
-    weights = fingerprint(model)
+    weights, data = fingerprint(model), clean.digest
     own: dict[str, Tensor] = {}
     for strength in strengths:
         if strength == CLEAN:
             continue
         cell = {
             "model": name, "weights": weights, "corruption": strength.corruption, "severity": strength.severity,
-            "constant": strength.constant, "pictures": len(clean), "source": source_of(strength, seed, published),
+            "constant": strength.constant, "pictures": len(clean), "data": data,
+            "source": source_of(strength, seed, published),
         }  # fmt: skip
         row = table.find(cell)
         if row is None:

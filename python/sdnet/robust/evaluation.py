@@ -21,7 +21,7 @@ from .pictures import Labelled
 from .stem import AtLmbda, AverageOver
 from .table import Row, Table, fingerprint
 
-KEYS = ("model", "weights", "defence", "norm", "eps", "attack", "through", "pictures", "effort", "seed")
+KEYS = ("model", "weights", "defence", "norm", "eps", "attack", "through", "pictures", "data", "effort", "seed")
 VALUES = ("robust_accuracy", "survived")
 ITSELF = "itself"
 STANDARD = Effort()
@@ -123,7 +123,7 @@ def evaluate(
     table = Table(out, KEYS, VALUES)
     pictures, labels = labelled.pictures / 255, labelled.labels
     weights = {id(defence): fingerprint(defence.deployed) for defence in defended}
-    said = f"{effort.restarts} restarts, {effort.steps} steps, {effort.queries} queries"
+    data = labelled.digest
 
     @cache
     def moved_through(source: nn.Module, threat: Threat) -> Tensor:
@@ -136,6 +136,7 @@ def evaluate(
             if model.training:
                 raise ValueError(f"{defence.model} is in training mode; call model.eval() first")
             left = torch.ones(len(labelled), dtype=torch.bool)
+            chain: list[str] = []  # The attacks that left them.
             runs: dict[tuple[str, str], Callable[[], Tensor]] = {
                 ("clean", ""): lambda: pictures,
                 ("random noise", ""): partial(random_noise, pictures, threat, seed),
@@ -152,10 +153,11 @@ def evaluate(
             for through, source in defence.sources.items():
                 runs[f"pgd-{effort.steps}", through] = partial(moved_through, source, threat)
             for (attack, through), run in runs.items():
+                said = f"{effort}, after {', '.join(chain)}" if attack in CHAINED and chain else str(effort)
                 cell = {
                     "model": defence.model, "weights": weights[id(defence)], "defence": defence.name,
                     "norm": threat.norm, "eps": threat.eps, "attack": attack, "through": through,
-                    "pictures": len(labelled), "effort": said, "seed": seed,
+                    "pictures": len(labelled), "data": data, "effort": said, "seed": seed,
                 }  # fmt: skip
                 row = table.find(cell)
                 new = row is None
@@ -171,6 +173,7 @@ def evaluate(
                     }
                     row = table.add({**cell, **numbers})
                 if attack in CHAINED:
+                    chain.append(attack)
                     left &= torch.tensor([fate == "1" for fate in row["survived"]])
                 yield row, new
         moved_through.cache_clear()

@@ -21,7 +21,7 @@ from .stem import check_lmbda, stem_layers, stem_lmbda
 from .table import Row, Table, fingerprint
 
 LMBDAS = tuple(round(0.1 * i, 1) for i in range(1, 15))
-KEYS = ("model", "weights", "corruption", "severity", "constant", "lmbda", "pictures", "source")
+KEYS = ("model", "weights", "corruption", "severity", "constant", "lmbda", "pictures", "data", "source")
 VALUES = ("correct", "accuracy", "images_per_second")
 
 
@@ -112,6 +112,7 @@ def sweep(
     table = Table(out, KEYS, VALUES)
     weights = {name: fingerprint(model) for name, model in models.items()}
     cells = {name: lmbdas_of(model, lmbdas) for name, model in models.items()}
+    data = clean.digest
     for strength in strengths:
         pictures: Labelled | None = None
         for name, model in models.items():
@@ -119,7 +120,7 @@ def sweep(
                 cell = {
                     "model": name, "weights": weights[name], "corruption": strength.corruption,
                     "severity": strength.severity, "constant": strength.constant, "lmbda": title,
-                    "pictures": len(clean), "source": source_of(strength, seed, published),
+                    "pictures": len(clean), "data": data, "source": source_of(strength, seed, published),
                 }  # fmt: skip
                 row = table.find(cell)
                 if row is not None:

@@ -7,10 +7,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
+
+from csc_kernels import CSCConv2d
 
 from ..errors import UserError
 from ..files import written_aside
+from ..training.statistics import csc_layers
 
 Row = dict[str, str]
 
@@ -80,10 +84,25 @@ def text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _settings(layer: CSCConv2d) -> list[object]:
+    numbers = [torch.as_tensor(value, dtype=torch.float64).tolist() for value in (layer.lmbda, layer.mu)]
+    return [*numbers, layer.n_iter, layer.nonneg, layer.momentum, layer.square_noise, layer.huber]
+
+
+DEFAULTS = _settings(CSCConv2d(1, 1, 1))
+
+
 def fingerprint(model: nn.Module) -> str:
-    """Twelve hexadecimal digits of the weights: rows of other weights are not this model's."""
+    """Twelve hexadecimal digits of the weights: rows of other weights are not this model's.
+
+    And of what sparse coding layers were told to do, where that is not what they do by default.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for name, layer in csc_layers(model).items():
+        said = _settings(layer)
+        if said != DEFAULTS:
+            digest.update(f"{name}{said}".encode())
     return digest.hexdigest()[:12]
