@@ -6,9 +6,9 @@ import copy
 from pathlib import Path
 
 import pytest
-import sdnet
 import torch
 from attack_fixtures import automatic, digits, model, pair  # noqa: F401
+from sdnet import corrupt
 from sdnet.models import Classifier
 from sdnet.robust import certified
 from sdnet.robust.adaptive import AdaptiveClassifier
@@ -29,7 +29,7 @@ def test_the_residual_tells_noise_from_digits(model: Classifier, digits: Labelle
     wanted = grid(["gaussian_noise"], [5], scan=False)
     (found,) = detect("m", model, digits, tmp_path / "d.csv", wanted)
     layer = model.network.layer0[0].dn
-    noisy = sdnet.corrupt(digits.pictures, "gaussian_noise", 5)
+    noisy = corrupt(digits.pictures, "gaussian_noise", 5)
 
     def far(pictures: torch.Tensor) -> torch.Tensor:
         x = (pictures / 255 - model.mean) / model.std
