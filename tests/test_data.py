@@ -248,6 +248,24 @@ def test_a_folders_crops_change_with_the_epoch(folder: Path) -> None:
     assert not torch.equal(train[(0, [0])][0], train[(1, [0])][0])
 
 
+def test_a_folder_is_cropped_for_any_seed(folder: Path) -> None:
+    recipe = DataRecipe(name="image_folder", root=folder, size=24)
+    pixels = numpy.random.default_rng(0).integers(256, size=(40, 50, 3), dtype=numpy.uint8)
+    Image.fromarray(pixels).save(folder / "train/cat/3.jpeg")
+    crops = [load_data(recipe, seed).train[(2, [3])][0] for seed in (0, 4, 4, 2**32 - 1)]
+    assert torch.equal(crops[1], crops[2])
+    assert not torch.equal(crops[0], crops[1]) and not torch.equal(crops[1], crops[3])
+
+
+def test_shards_of_one_name_size_and_time_have_their_own_index(sharded: Path) -> None:
+    """Of 4 pictures each, in blocks of 10 KiB; the second has other labels."""
+    (sharded / "train" / "001.tar").replace(sharded / "val" / "000.tar")
+    for split in ("train", "val"):
+        os.utime(sharded / split / "000.tar", (1e9, 1e9))
+    data = load("shards", sharded, size=24)
+    assert data.test[range(4)][1].tolist() == [100, 101, 102, 103]
+
+
 def test_shards_give_their_pictures_and_labels(sharded: Path) -> None:
     images, labels = load("shards", sharded, size=24).test[range(4)]
     assert labels.tolist() == [0, 1, 2, 3]

@@ -34,6 +34,13 @@ def test_the_cosine_rises_falls_and_ends_at_the_least() -> None:
     assert rate(30) == pytest.approx((0.5 + 1e-3) / 2) and rate(50) == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize("warm_up", [0.01, 0.03, 0.5])
+def test_a_rise_of_a_part_of_an_epoch_ends_at_the_highest_rate(warm_up: float) -> None:
+    schedule = ScheduleRecipe(warm_up=warm_up)
+    rates = [learning_rate(n, highest=0.1, steps_per_epoch=46, epochs=3, schedule=schedule) for n in range(30)]
+    assert max(rates) == pytest.approx(0.1)
+
+
 def test_steps_fall_where_the_published_schedule_has_them() -> None:
     rates = [
         learning_rate(10 * epoch, highest=0.1, steps_per_epoch=10, epochs=100, schedule=ScheduleRecipe("step"))

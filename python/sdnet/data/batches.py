@@ -6,6 +6,7 @@ cropped, follows from these numbers alone, for any number of workers and process
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -37,7 +38,9 @@ class Evaluation(Protocol):
 
 def mixed(seed: int, epoch: int) -> int:
     """One seed for each seed and epoch (below 2^31); generators spread it over their state."""
-    return (seed << 31) + epoch
+    value = (seed << 31) + epoch
+    # Generators take 64 bits.
+    return value if value < 2**64 else int.from_bytes(hashlib.sha256(str(value).encode()).digest()[:8], "little")
 
 
 def random_order(count: int, seed: int, epoch: int) -> numpy.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tarfile
 from collections.abc import Callable, Sequence
@@ -117,7 +118,8 @@ class Shards:
 def _indexed(path: Path) -> numpy.ndarray:
     """Start, length and label of every picture of a shard, (N, 3); kept in the cache."""
     stat = path.stat()
-    kept = cache_folder() / "shards" / f"{path.name}-{stat.st_size}-{stat.st_mtime_ns}.npy"
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    kept = cache_folder() / "shards" / f"{path.name}-{place}-{stat.st_size}-{stat.st_mtime_ns}.npy"
     if kept.exists():
         return numpy.load(kept)
     pictures: dict[str, tuple[int, int]] = {}

@@ -240,7 +240,10 @@ class Run:
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.recipe.clip is not None:
-            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=self.recipe.clip)
+            # A norm that is not finite makes the weights NaN, and the next loss stops the run.
+            self.fabric.clip_gradients(
+                self.network, self.optimizer, max_norm=self.recipe.clip, error_if_nonfinite=False
+            )
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.network.module)

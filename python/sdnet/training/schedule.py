@@ -18,7 +18,7 @@ def learning_rate(
     """
     rise = schedule.warm_up * steps_per_epoch
     if step < rise:
-        return highest * (step + 1) / rise
+        return highest * min(1.0, (step + 1) / rise)
     if schedule.name == "step":
         return highest * schedule.factor ** sum(step >= epoch * steps_per_epoch for epoch in schedule.epochs)
     progress = (step - rise) / max(1, epochs * steps_per_epoch - rise)
