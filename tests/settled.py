@@ -1,7 +1,11 @@
-"""Networks in evaluation mode whose codes are not empty."""
+"""Networks in evaluation mode whose codes are not empty, and pictures for them."""
 
 import torch
 from torch import Tensor, nn
+
+
+def images(count: int = 2, size: int = 32) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()

@@ -173,6 +173,8 @@ def test_a_models_own_lmbda_is_always_swept() -> None:
     model = tiny(lmbda=0.25)
     assert sweep.lmbdas_of(model, (0.1, 0.5)) == [("0.25", 0.25), ("0.1", 0.1), ("0.5", 0.5)]
     assert sweep.lmbdas_of(model, (0.1, 0.25)) == [("0.1", 0.1), ("0.25", 0.25)]
+    csc.set_lmbda(model, torch.full((2, 1, 1), 0.3))
+    assert sweep.lmbdas_of(model, (0.1, 0.5)) == [("0.1", 0.1), ("0.5", 0.5)]
     (row,) = curves.table_rows(rows_of({0.1: 0.4, 0.25: 0.5}, 0.5, 0.3), "m", trained=0.25)
     assert row["training lmbda"] == "50.0"
 

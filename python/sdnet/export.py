@@ -14,6 +14,7 @@ from csc_kernels import CSCConv2d
 
 from .files import written_aside
 from .models.scn import PatchCoding, descend, descent
+from .robust.adaptive import AdaptiveClassifier
 
 
 class PlainCode(nn.Module):
@@ -79,7 +80,7 @@ class PlainPatchCode(nn.Module):
 @torch.no_grad()
 def plain(model: nn.Module, pictures: Tensor) -> nn.Module:
     """A copy of a model in evaluation mode without ops of ours, for pictures of these rows and columns."""
-    if hasattr(model, "lmbda_of"):
+    if isinstance(model, AdaptiveClassifier):
         raise ValueError("automatic lmbda has no ONNX form: export the model with a fixed one")
     model = copy.deepcopy(model).eval()
     places: dict[nn.Module, list[str]] = {}

@@ -69,7 +69,7 @@ def replace_convs(
     done: list[Replacement] = []
     layers_of: dict[nn.Conv2d, nn.Module] = {}
     weights: dict[nn.Parameter, nn.Parameter] = {}
-    places: dict[str, nn.Conv2d] = {}
+    places: dict[str, nn.Module] = {}
     for name, conv in convs.items():
         if not any(fnmatch(name, pattern) for pattern in patterns):
             continue
@@ -77,10 +77,10 @@ def replace_convs(
         if reason is None:
             if conv not in layers_of:
                 layers_of[conv] = _as_code(conv, weights, lmbda=lmbda, n_iter=n_iter, nonneg=nonneg)
-            places[name] = conv
+            places[name] = layers_of[conv]
         done.append(Replacement(name, tuple(conv.weight.shape), reason))
-    for name, conv in places.items():
-        model.set_submodule(name, layers_of[conv])
+    for name, layer in places.items():
+        model.set_submodule(name, layer)
     if show:
         Console().print(_table(done))
     return done

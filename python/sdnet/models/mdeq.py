@@ -248,12 +248,12 @@ class MDEQ(nn.Module):
             def f(*z: Tensor) -> list[Tensor]:
                 return self.transition(z, injected, masks)
 
-            if not torch.compiler.is_compiling():
-                states = self.solver(f, states)[0][-1]
-            else:
+            if torch.compiler.is_compiling():
                 states = broyden(f, states, FORWARD_STEPS)
                 if self.training:
                     states = ImplicitGradient.apply(self.transition, injected.detach(), *masks, *f(*states))
+            else:
+                states = self.solver(f, states)[0][-1]
         y = self.gather[0](states[0])
         for bottleneck, descend, z in zip(self.gather[1:], self.descend, states[1:]):
             y = bottleneck(z) + descend(y)

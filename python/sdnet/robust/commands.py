@@ -19,7 +19,7 @@ from .curves import AUTOMATIC, claims, curve_figure, markdown, save, table_rows
 from .detect import VALUES as SCORES
 from .detect import detect
 from .pictures import Labelled, arrays, check_classes, spread
-from .stem import stem_layers
+from .stem import own_lmbda, stem_layers
 from .sweep import grid, lmbdas_of, sweep
 from .table import Row, read
 
@@ -108,7 +108,7 @@ def run_sweep(
     parts = []
     for name in dict.fromkeys(Path(name).name for name in names):
         save(curve_figure(rows, name), out / f"{name}.png")
-        trained = float(f"{float(stem_layers(models[name])[0].lmbda):g}")
+        trained = own_lmbda(models[name])
         said = "\n".join(f"- {sentence}" for sentence in claims(rows, name, trained))
         found = list(detect(name, models[name], pictures, out / "detect.csv", strengths, seed, published))
         shown = [{kind: row[kind] for kind in (*STRENGTH, *SCORES)} for row in found]

@@ -66,6 +66,8 @@ def curves(rows: Sequence[Row], trained: float | None = None) -> list[Curve]:
         key = row["model"].removesuffix(AUTOMATIC), level_of(row)
         kind = "automatic" if row["lmbda"].startswith("automatic") else row["lmbda"]
         seen.setdefault(key, {}).setdefault(kind, []).append(float(row["accuracy"]))
+    if trained is not None:
+        trained = float(f"{trained:g}")  # As rows say it.
     made = []
     for (name, level), accuracies in seen.items():
         means = {kind: sum(values) / len(values) for kind, values in accuracies.items()}

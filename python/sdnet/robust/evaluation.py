@@ -225,13 +225,15 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
     made = []
     for (model, defence, norm, eps), members in groups.items():
         shown = {"model": model, "defence": defence, "threat": str(Threat(norm, snapped(norm, eps)))}
+        left: dict[str, float] = {}
         for column, (attack, through) in COLUMNS.items():
             chosen = [
                 r for r in members if re.fullmatch(attack, r["attack"]) and re.fullmatch(through, r["through"])
             ]
-            shown[column] = f"{100 * worst(chosen):.1f}" if chosen else ""
-        # The last column is the worst case.
-        low, high = interval(worst(chosen), len(members[0]["survived"])) if chosen else (0.0, 1.0)
+            if chosen:
+                left[column] = worst(chosen)
+            shown[column] = f"{100 * left[column]:.1f}" if chosen else ""
+        low, high = interval(left["worst case"], len(members[0]["survived"]))
         made.append({**shown, "95 %": f"{100 * low:.1f} to {100 * high:.1f}"})
     return made
 

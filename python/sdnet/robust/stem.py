@@ -31,6 +31,16 @@ def stem_layers(model: nn.Module) -> list[CSCConv2d]:
     return stem or [next(iter(layers.values()))]
 
 
+def own_lmbda(model: nn.Module) -> float | None:
+    """The lmbda that a model's stem has by itself; None where it is not one number.
+
+    Raises:
+        ValueError: the model has no sparse coding layer.
+    """
+    lmbda = stem_layers(model)[0].lmbda
+    return None if isinstance(lmbda, Tensor) and lmbda.numel() != 1 else float(lmbda)
+
+
 @contextmanager
 def stem_lmbda(model: nn.Module, lmbda: float | Tensor | None) -> Iterator[None]:
     """The model with another lmbda in its stem, from which it gets its own back; None leaves its own.

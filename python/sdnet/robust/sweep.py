@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..models.modes import evaluating
 from .corruptions import SCAN, cifar10c, corrupt, noise_constant
 from .pictures import Labelled, batches, spread_numbers
-from .stem import check_lmbda, stem_layers, stem_lmbda
+from .stem import check_lmbda, own_lmbda, stem_lmbda
 from .table import Row, Table, fingerprint
 
 LMBDAS = tuple(round(0.1 * i, 1) for i in range(1, 15))
@@ -78,20 +78,22 @@ def corrupted(clean: Labelled, strength: Strength, seed: int, published: Path | 
 
 
 def lmbdas_of(model: nn.Module, lmbdas: Sequence[float]) -> list[tuple[str, float | None]]:
-    """How the cells of a model are called, and their lmbda, its own always among them.
+    """How the cells of a model are called, and their lmbda; its own is among them, where that is a number.
 
     An automatic model and a ResNet have one cell.
     """
     if hasattr(model, "method"):
         return [(f"automatic, {model.method}", None)]
     try:
-        own = float(stem_layers(model)[0].lmbda)
+        own = own_lmbda(model)
     except ValueError:
         return [("none", None)]
     for lmbda in lmbdas:
         check_lmbda(lmbda)
     titles = {f"{lmbda:g}": float(lmbda) for lmbda in lmbdas}
-    return list((titles if f"{own:g}" in titles else {f"{own:g}": own, **titles}).items())
+    if own is not None and f"{own:g}" not in titles:
+        titles = {f"{own:g}": own, **titles}
+    return list(titles.items())
 
 
 def sweep(

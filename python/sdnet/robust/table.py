@@ -89,7 +89,7 @@ def _settings(layer: CSCConv2d) -> list[object]:
     return [*numbers, layer.n_iter, layer.nonneg, layer.momentum, layer.square_noise, layer.huber]
 
 
-DEFAULTS = _settings(CSCConv2d(1, 1, 1))
+DEFAULTS = _settings(CSCConv2d(1, 1, 1, device="meta"))
 
 
 def fingerprint(model: nn.Module) -> str:
