@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
@@ -11,25 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .changes import Mark, can_be_marked, freeze, is_share, mark, unwrapped
-from .functional import finite_step, fista, in_transform
-from .geometry import (
-    Padding,
-    Stride,
-    code_size,
-    normalize_kernel_size,
-    normalize_padding,
-    normalize_size,
-    normalize_stride,
-)
-from .lipschitz import lipschitz
+from .dictionary import LearnedDictionary
+from .functional import fista
+from .geometry import Padding, Stride, code_size, normalize_kernel_size, normalize_size
 from .reference import synthesis
 
-# Up to this many columns of the polyphase matrix the certified bound costs less than a few power iterations.
-BOUND_COLUMNS = 32
 
-
-class CSCConv2d(nn.Module):
+class CSCConv2d(LearnedDictionary):
     """Convolutional sparse coding layer: the output is the sparse code of the input.
 
         z = argmin_z 1/2 ||x - A z||^2 + lmbda ||z||_1 + mu/2 ||z||^2,  z >= 0,
@@ -66,7 +53,10 @@ class CSCConv2d(nn.Module):
     where they touch one of about as many evenly spaced samples. Elsewhere edit the weight under torch.no_grad().
     A compiled forward follows every change of the weight, but in evaluation takes the step size as it is: call
     eval() again after changing the weight of a layer that is compiled. On images smaller than eight kernels the
-    step of wide layers depends on the size: of the largest image so far, or in a compiled forward of each.
+    step of wide layers depends on the size: of the largest image so far, or in a compiled forward of each. A
+    program for larger images, or for images of any size, finds it at every call: let the layer see an image of
+    eight kernels before exporting it. A state_dict says in its metadata for which images its step size is; one
+    that comes without (safetensors keeps none) stays until the weight changes.
 
     >>> layer = CSCConv2d(3, 64, 3, padding=1, lmbda=0.1)
     >>> z = layer(torch.randn(2, 3, 32, 32))
@@ -76,11 +66,8 @@ class CSCConv2d(nn.Module):
 
     lmbda: float | Tensor
     mu: float | Tensor
-    step_size: Tensor
-    stride: tuple[int, int]
     _lmbda_number: Tensor | None
     _mu_number: Tensor | None
-    _step_of: Mark | None
 
     def __init__(
         self,
@@ -107,7 +94,6 @@ class CSCConv2d(nn.Module):
         normalize: str = "sphere",
         step: str = "auto",
     ) -> None:
-        super().__init__()
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype must be a floating point torch.dtype, got {dtype!r}")
         _only("dilation", dilation, (1, (1, 1), [1, 1]))
@@ -126,51 +112,23 @@ class CSCConv2d(nn.Module):
             ("n_dict", n_dict),
         ):
             checks.check_int(name, value, checks.MOST_STEPS)
+        shape = (out_channels, in_channels * n_dict, *normalize_kernel_size(kernel_size))
+        super().__init__(shape, stride, padding, normalize, step, device, dtype)
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = normalize_kernel_size(kernel_size)
-        self.stride = normalize_stride(stride)
-        self.padding = padding
         self.n_iter = n_iter
         self.nonneg = nonneg
         self.momentum = momentum
         self.square_noise = square_noise
         self.huber = huber
         self.n_dict = n_dict
-        self.normalize = normalize
-        if step == "auto":
-            columns = in_channels * n_dict * math.prod(self.stride)
-            step = "bound" if columns <= BOUND_COLUMNS else "power"
-        self.step = step
         self.lmbda = lmbda
         self.mu = mu
-
-        shape = (out_channels, in_channels * n_dict, *self.kernel_size)
-        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.register_buffer("step_size", torch.full((), math.nan, device=device, dtype=dtype))
-        # Of which weight, and for images up to which size, step_size is; None: of none, and for any.
-        self._step_of = None
-        self._step_size_of: tuple[int, int] | None = None
-        # Of which weight the normalised dictionary is at hand, and that dictionary (none: the weight itself).
-        self._cached: tuple[Mark | None, Tensor | None] = (None, None)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Random atoms: nn.Conv2d's Kaiming uniform, normalised."""
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        if not self.weight.is_meta:
-            with torch.no_grad():
-                self.weight.copy_(self._normalized())
-            if self.step == "bound":
-                self._refresh_step(self.weight, None)
 
     # lmbda and mu may be set at any time, to numbers, tensors (they move with the module) or parameters. A number
     # is kept as a tensor too, no buffer, for the ops: a compiled graph takes it as an input.
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("stride", "padding"):
-            self._set_geometry(name, value)
-            return
         if name not in ("lmbda", "mu"):
             super().__setattr__(name, value)
             return
@@ -185,118 +143,6 @@ class CSCConv2d(nn.Module):
             # One dimension: the compiler takes a float64 scalar for a Python number, and traces twice.
             number: Any = None if isinstance(value, Tensor) else checks.parameter(name, value).reshape(1)
         super().__setattr__(f"_{name}_number", number)
-
-    def _set_geometry(self, name: str, value: Any) -> None:
-        if name == "stride":
-            value = normalize_stride(value)
-        stride = value if name == "stride" else self.stride
-        padding = value if name == "padding" else getattr(self, "padding", 0)
-        self._pads = normalize_padding(padding, self.kernel_size, stride)
-        super().__setattr__(name, value)
-        if "step_size" not in self._buffers:
-            return
-        # The step size follows: at once, for a compiled forward and a state_dict, and again for the next image.
-        if self._has_numbers() and bool(torch.isfinite(self.step_size)):
-            with torch.no_grad():
-                self._refresh_step(self._normalized(), None)
-        self._step_of, self._step_size_of = None, None
-
-    # The dictionary and its step size.
-
-    def _has_numbers(self) -> bool:
-        """Whether the whole weight is here."""
-        return not (self.weight.is_meta or is_share(self.weight))
-
-    def _normalized(self) -> Tensor:
-        norm = torch.linalg.vector_norm(self.weight, dim=(1, 2, 3), keepdim=True)
-        return self.weight / norm.clamp_min(1e-12)
-
-    def dictionary(self) -> Tensor:
-        """The atoms, (K, M n_dict, kH, kW), each of unit norm."""
-        if in_transform():
-            # Nothing may be written there; the projection's value, and its gradient, which is that of the weight.
-            atoms = self._normalized()
-            return atoms if self.normalize == "sphere" else self.weight + (atoms - self.weight).detach()
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            if self.normalize == "sphere":
-                return self._normalized()
-            # The projection happens to the weight itself, before the graph begins. A copy that evaluation has kept
-            # is of a weight that may not be projected.
-            made, copied = self._cached
-            if copied is not None or not _holds(made, self.weight):
-                current = self._current()
-                with torch.no_grad():
-                    self.weight.copy_(self._normalized())
-                self._cached = (mark(self.weight), None)
-                if current:
-                    self._step_of = self._cached[0]
-            return self.weight
-        if not can_be_marked(self.weight):
-            return self._normalized()
-        made, cached = self._cached
-        if cached is not None and _holds(made, self.weight):
-            return cached
-        # Not in inference mode: the cache may be used outside of it later.
-        with torch.inference_mode(False), torch.no_grad():
-            cached = freeze(self._normalized())
-            self._cached = (mark(self.weight), cached)
-        return cached
-
-    def _refresh_step(self, dictionary: Tensor, size: tuple[int, int] | None) -> Tensor:
-        """The step size of a dictionary, also kept in the buffer."""
-        dictionary = dictionary.detach()  # torch.no_grad would leave marks in exported programs that do not load.
-        if self.step == "bound":
-            step = 1 / lipschitz(dictionary, stride=self.stride, method="bound")
-        else:
-            size = size or self._largest_size()
-            step = 0.9 / lipschitz(
-                dictionary,
-                stride=self.stride,
-                padding=self._pads,
-                input_size=size,
-                tol=5e-3,
-                max_iter=50,
-            )
-        step = finite_step(step.to(self.step_size.dtype))
-        if in_transform():
-            return step  # Nothing may be written there.
-        self.step_size.copy_(step)
-        if not torch.compiler.is_compiling():
-            self._step_of = mark(self.weight)
-            self._step_size_of = size if self.step == "power" else None
-        return step
-
-    def _largest_size(self) -> tuple[int, int]:
-        """Eight kernels, which have nearly all of ||A||^2.
-
-        Atoms of two taps in each direction, as far apart as can be, have least: chains of seven or more of them lie
-        on such a map, and have cos^2(pi / 16) of what an endless chain has, 0.925 in two directions. The step keeps
-        clear of more.
-        """
-        (rows, columns), (down, across) = self.kernel_size, self.stride
-        return 8 * rows * down, 8 * columns * across
-
-    def _step(self, dictionary: Tensor, size: tuple[int, int]) -> Tensor:
-        """The step size for this forward, a tensor of its own: the buffer changes under the graph."""
-        rows, columns = self._largest_size()
-        size = min(size[0], rows), min(size[1], columns)
-        if torch.compiler.is_compiling():
-            return self._refresh_step(dictionary, size) if self.training else self.step_size
-        largest = self._step_size_of
-        if largest is not None:
-            # ||A||^2 grows with the image: what was right for the largest so far is right for all smaller ones.
-            size = max(size[0], largest[0]), max(size[1], largest[1])
-        if self._current() and largest in (None, size):
-            return self.step_size.clone()
-        return self._refresh_step(dictionary, size)
-
-    def train(self, mode: bool = True) -> CSCConv2d:
-        """Leaving training takes the step size of the last weight, which a compiled forward cannot do."""
-        super().train(mode)
-        if not mode and self._has_numbers() and not self._current():
-            with torch.no_grad():
-                self._refresh_step(self._normalized(), self._step_size_of)
-        return self
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The code of x. Pixels where the mask, bool or floating, is zero are unknown; it broadcasts against x."""
@@ -366,37 +212,6 @@ class CSCConv2d(nn.Module):
             x = x.unflatten(1, (self.n_dict, self.in_channels)).mean(1)
         return x if z.dim() == 4 else x.squeeze(0)
 
-    # Copies, loads and moves give the weight a new identity; what was current before is current after.
-
-    def _current(self) -> bool:
-        return _holds(self._step_of, self.weight)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["_step_of"] = self._current()
-        state["_cached"] = (None, None)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._step_of = mark(self.weight) if state["_step_of"] else None
-
-    def _apply(self, fn: Any, recurse: bool = True) -> CSCConv2d:
-        current = self._current()
-        super()._apply(fn, recurse)
-        self._cached = (None, None)
-        self._step_of = mark(self.weight) if current else None
-        return self
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._cached = (None, None)
-        given = state_dict.get(f"{prefix}step_size")
-        kept = given is not None and not given.is_meta and bool(torch.isfinite(given))
-        self._step_of = mark(self.weight) if kept else None
-        if kept:
-            self._step_size_of = None
-
     def extra_repr(self) -> str:
         options = {
             "stride": self.stride,
@@ -417,10 +232,6 @@ class CSCConv2d(nn.Module):
             options["huber"] = self.huber
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, {listed}"
-
-
-def _holds(made: Mark | None, weight: Tensor) -> bool:
-    return made is not None and made.holds(unwrapped(weight))
 
 
 def _brief(value: float | Tensor) -> object:

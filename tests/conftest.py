@@ -14,7 +14,7 @@ from conditions import BACKENDS, DEVICE
 from torch.overrides import TorchFunctionMode
 
 import csc_kernels as csc
-from csc_kernels import layers
+from csc_kernels import dictionary
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
@@ -145,11 +145,11 @@ def seeded() -> None:
 def refreshes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by one whenever a layer computes a step size."""
     calls: list[str] = []
-    compute = layers.lipschitz
+    compute = dictionary.lipschitz
 
     def spy(*args: object, **kwargs: object) -> torch.Tensor:
         calls.append("lipschitz")
         return compute(*args, **kwargs)
 
-    monkeypatch.setattr(layers, "lipschitz", spy)
+    monkeypatch.setattr(dictionary, "lipschitz", spy)
     return calls

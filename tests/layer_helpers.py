@@ -27,3 +27,8 @@ def train_step(layer: nn.Module, x: Tensor, rate: float = 0.1) -> None:
 
 def atom_norms(weight: Tensor) -> Tensor:
     return weight.detach().flatten(1).norm(dim=1)
+
+
+def compiled(layer: nn.Module) -> nn.Module:
+    torch.compiler.reset()  # What other tests compiled counts towards its limit.
+    return torch.compile(layer, fullgraph=True, backend="aot_eager")

@@ -113,3 +113,34 @@ def test_moves_to_another_dtype(dtype: torch.dtype) -> None:
 def test_a_layer_begins_on_meta_without_work() -> None:
     layer = CSCConv2d(3, 8, 3, padding=1, device="meta")
     assert layer(torch.empty(2, 3, 8, 9, device="meta")).shape == (2, 8, 8, 9)
+
+
+@both_sizes
+def test_copies_made_in_inference_mode_serve_outside_of_it(sizes: tuple[int, int, int]) -> None:
+    layer = CSCConv2d(*sizes, padding=1)
+    layer(x := image(layer))
+    with torch.inference_mode():
+        copied, moved = copy.deepcopy(layer), copy.deepcopy(layer).double()
+    with torch.no_grad():
+        for other in (copied, moved):
+            for _ in range(2):
+                # A power iteration in another precision stops elsewhere.
+                found, step = other(x.to(other.weight.dtype)).float(), other.step_size.float()
+                torch.testing.assert_close(step, layer.step_size, rtol=0.02, atol=0)
+                torch.testing.assert_close(found, csc.fista(x, layer.dictionary(), 0.1, step, padding=1))
+                other.eval()
+
+
+@both_norms
+@pytest.mark.parametrize("training", (True, False))
+def test_moves_where_modules_swap_their_tensors(normalize: str, training: bool) -> None:
+    layer = CSCConv2d(3, 8, 3, padding=1, normalize=normalize).train(training)
+    x = image(layer)
+    expected = layer(x).detach().clone()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        torch.testing.assert_close(layer.double()(x.double()).detach().float(), expected)
+        layer.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(layer.float()(x).detach(), expected)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from layer_helpers import both_norms, both_sizes, image, train_step
+from layer_helpers import atom_norms, both_norms, both_sizes, compiled, image, train_step
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from csc_kernels import CSCConv2d
 
@@ -137,6 +139,61 @@ def test_parametrized_weights_are_followed() -> None:
             fresh = CSCConv2d(3, 8, 3, padding=1).eval()
             fresh.weight.copy_(layer.weight)
             torch.testing.assert_close(layer(x), fresh(x))
+
+
+@pytest.mark.parametrize("form", (lambda layer: layer, compiled), ids=("eager", "compiled"))
+def test_a_parametrized_weight_is_projected_too(form: Callable[[nn.Module], nn.Module]) -> None:
+    class Twice(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    plain = CSCConv2d(3, 8, 3, padding=1, normalize="projection")
+    layer, x = copy.deepcopy(plain), image(plain)
+    parametrize.register_parametrization(layer, "weight", Twice())
+    before = layer.parametrizations.weight.original.detach().clone()
+    z = form(layer)(x)
+    torch.testing.assert_close(z, plain(x))
+    z.square().sum().backward()
+    plain(x).square().sum().backward()
+    original = layer.parametrizations.weight.original
+    torch.testing.assert_close(original.grad, 2 * plain.weight.grad)
+    assert torch.equal(original, before)
+
+
+@pytest.mark.parametrize("scale", (1.0, 2.0))
+def test_a_projected_weight_of_two_layers_is_overwritten_once(scale: float) -> None:
+    first, second = (CSCConv2d(4, 4, 3, padding=1, normalize="projection") for _ in range(2))
+    second.weight = first.weight
+    with torch.no_grad():
+        first.weight.mul_(scale)
+    x, alone = torch.randn(2, 4, 6, 6), copy.deepcopy(first)
+    for _ in range(2):
+        for layer in (first, second, alone):
+            layer.weight.grad = None
+        z = second(first(x))
+        z.square().sum().backward()
+        expected = alone(alone(x))
+        expected.square().sum().backward()
+        torch.testing.assert_close(z, expected)
+        torch.testing.assert_close(first.weight.grad, alone.weight.grad)
+        torch.testing.assert_close(atom_norms(first.weight), torch.ones(4))
+        for layer in (first, alone):
+            torch.optim.SGD([layer.weight], lr=0.1).step()
+
+
+@both_norms
+@pytest.mark.parametrize("reentrant", (True, False))
+def test_checkpointed_segments_have_the_same_gradients(normalize: str, reentrant: bool) -> None:
+    layer = CSCConv2d(4, 4, 3, padding=1, normalize=normalize)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    plain, x = copy.deepcopy(layer), torch.randn(2, 4, 6, 6, requires_grad=True)
+    z = layer(x)
+    for _ in range(2):
+        z = checkpoint(layer, z, use_reentrant=reentrant)
+    z.square().sum().backward()
+    plain(plain(plain(x))).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
 
 
 def test_a_network_learns_to_reconstruct() -> None:
