@@ -282,6 +282,21 @@ def test_an_epoch_of_shards_has_every_picture_and_reads_few_shards_at_a_time(tmp
     assert list(order) != list(source.order(seed=0, epoch=1))
 
 
+def test_a_limit_leaves_pictures_of_every_class_of_a_folder(folder: Path) -> None:
+    data, whole = (load("image_folder", folder, size=24, limit=limit) for limit in (4, None))
+    assert len(data.train) == len(data.test) == 4 and sorted(data.train.order(0)) == [0, 1, 2, 3]
+    assert data.train[0, range(4)][1].tolist() == [0, 0, 1, 1]
+    images, labels = data.test[range(4)]
+    expected, _ = whole.test[[0, 2, 5, 7]]
+    assert torch.equal(images, expected) and labels.tolist() == [0, 0, 1, 1]
+
+
+def test_a_limit_leaves_pictures_of_every_shard(sharded: Path) -> None:
+    data = load("shards", sharded, size=24, limit=6)
+    assert sorted(data.train.order(0)) == [0, 1, 2, 3, 4, 5] and len(data.test) == 4
+    assert data.train[0, range(6)][1].tolist() == [0, 2, 100, 102, 200, 202]
+
+
 def test_shards_have_as_many_classes_as_the_recipe_says(sharded: Path) -> None:
     assert len(load("shards", sharded, size=24, classes=300).classes) == 300
     with pytest.raises(DataError, match=r"train has the label 203, expected 0 to data\.classes - 1 = 202"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import os
@@ -20,6 +21,8 @@ from safetensors import SafetensorError
 for package in ("jsonargparse", "lightning", "tensorboard", "torchvision", "typer"):
     pytest.importorskip(package)
 
+from lightning import Fabric  # noqa: E402
+from lightning.fabric.plugins import MixedPrecision  # noqa: E402
 from sdnet.errors import CheckpointError, TrainingError, UserError  # noqa: E402
 from sdnet.models import Classifier  # noqa: E402
 from sdnet.training import checkpoint, loop, sharding  # noqa: E402
@@ -132,6 +135,21 @@ def test_stopped_and_called_again_a_run_drops_the_same_channels(tmp_path: Path) 
     train(recipe, tmp_path / "parts")
     one, other = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "parts"))
     assert torch.equal(one["generator"], other["generator"])
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_stopped_and_called_again_a_run_in_half_precision_has_its_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fabric has float16 on GPUs alone; its loss is scaled in the same way here."""
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**40))
+    monkeypatch.setattr(loop, "Fabric", lambda **options: Fabric(plugins=copy.deepcopy(scaled)))
+    recipe = replace(TINY, model=ModelRecipe("resnet18", 2), precision="16-mixed", clip=1.0, epochs=6, ema=None)
+    train(recipe, tmp_path / "whole")
+    stopped(recipe, tmp_path / "parts", 16)
+    train(recipe, tmp_path / "parts")
+    scale = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)["scale"]["scale"]
+    assert 1 <= scale < 2.0**38  # Steps were skipped, and each halved it.
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 

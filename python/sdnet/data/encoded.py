@@ -33,6 +33,10 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def keep(self, numbers: numpy.ndarray) -> None:
+        """Only these pictures from now on."""
+        ...
+
     def read(self, number: int) -> tuple[bytes, int, str]:
         """Content, label and name."""
         ...
@@ -61,6 +65,9 @@ class Folder:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def keep(self, numbers: numpy.ndarray) -> None:
+        self.names, self.labels = self.names[numbers], self.labels[numbers]
 
     def read(self, number: int) -> tuple[bytes, int, str]:
         name = str(self.names[number])
@@ -94,6 +101,9 @@ class Shards:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def keep(self, numbers: numpy.ndarray) -> None:
+        self.shard, self.places = self.shard[numbers], self.places[numbers]
 
     def read(self, number: int) -> tuple[bytes, int, str]:
         start, length, label = map(int, self.places[number])
@@ -141,6 +151,13 @@ def _indexed(path: Path) -> numpy.ndarray:
     with written_aside(kept) as aside:
         numpy.save(aside, index)
     return index
+
+
+def limit(source: Source, count: int | None) -> Source:
+    """Leave so many pictures, from all over the source: they are sorted by class, or by shard."""
+    if count is not None and count < len(source):
+        source.keep(numpy.arange(count) * len(source) // count)
+    return source
 
 
 class EncodedTraining(Dataset):

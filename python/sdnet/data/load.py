@@ -68,8 +68,8 @@ def _encoded(recipe: DataRecipe, seed: int) -> Data:
         raise DataError(f"{root}: train has the classes {train.classes[:5]}..., val {test.classes[:5]}...")
     return Data(
         train.classes,
-        encoded.EncodedTraining(train, seed, recipe.size, recipe.flip),
-        encoded.EncodedEvaluation(test, recipe.size),
+        encoded.EncodedTraining(encoded.limit(train, recipe.limit), seed, recipe.size, recipe.flip),
+        encoded.EncodedEvaluation(encoded.limit(test, recipe.limit), recipe.size),
     )
 
 

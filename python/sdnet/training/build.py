@@ -32,7 +32,7 @@ def build_network(recipe: Recipe, classes: Sequence[str]) -> Classifier:
 
 
 def build_optimizer(network: nn.Module, options: OptimizerRecipe, fused: bool = True) -> torch.optim.Optimizer:
-    """The optimizer of all parameters; fused, which goes over memory once, but for shares (of SGD)."""
+    """The optimizer of all parameters; fused goes over memory once."""
     if options.name == "adam":
         return torch.optim.Adam(network.parameters(), options.rate, weight_decay=options.decay, fused=fused)
     return torch.optim.SGD(

@@ -97,7 +97,9 @@ class Run:
         if recipe.channels_last and not sharded:  # Shares are of contiguous weights alone.
             network = network.to(memory_format=torch.channels_last)
         self.network = fabric.setup_module(network)
-        self.optimizer = fabric.setup_optimizers(build_optimizer(self.network, recipe.optimizer, fused=not sharded))
+        # Fused optimizers take no shares, and undo the scale of float16 by themselves, too late for clipping.
+        fused = not sharded and not (recipe.precision == "16-mixed" and recipe.clip is not None)
+        self.optimizer = fabric.setup_optimizers(build_optimizer(self.network, recipe.optimizer, fused))
         self.average = None
         if recipe.ema is not None:
             self.average = AveragedModel(
@@ -127,6 +129,8 @@ class Run:
             "optimizer": sharding.whole(self.optimizer.state_dict()),
             "average": None if self.average is None else self.average.state_dict(),
             "generator": torch.get_rng_state(),
+            "device_generator": torch.cuda.get_rng_state() if self.fabric.device.type == "cuda" else None,
+            "scale": self.fabric.strategy.precision.state_dict(),
         }
 
     def _restore(self, path: Path) -> None:
@@ -144,6 +148,10 @@ class Run:
         self.step, self.best = state["step"], state["best"]
         self.losses = state.get("losses", [])  # None where an earlier version saved.
         torch.set_rng_state(state["generator"])
+        if self.fabric.device.type == "cuda" and state.get("device_generator") is not None:
+            torch.cuda.set_rng_state(state["device_generator"])
+        if state.get("scale"):
+            self.fabric.strategy.precision.load_state_dict(state["scale"])
         self.fabric.print(f"going on after step {self.step}, from {path}")
 
     def _save(self, name: str) -> None:

@@ -38,7 +38,7 @@ class DataRecipe:
     size: rows and columns of image_folder and shards' pictures after cropping.
     classes: number of classes of shards, which hold numbers and no names.
     mean, std: per channel, of pictures in [0, 1].
-    limit: only so many pictures of each split, for a trial.
+    limit: only so many pictures of each split, for a trial; of files, from all over the split.
     random: random pictures of this data set's shape and classes in its place, for a trial without it.
     """
 
