@@ -142,14 +142,14 @@ def test_stopped_and_called_again_a_run_in_half_precision_has_its_scale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fabric has float16 on GPUs alone; its loss is scaled in the same way here."""
-    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**40))
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**22))
     monkeypatch.setattr(loop, "Fabric", lambda **options: Fabric(plugins=copy.deepcopy(scaled)))
     recipe = replace(TINY, model=ModelRecipe("resnet18", 2), precision="16-mixed", clip=1.0, epochs=6, ema=None)
     train(recipe, tmp_path / "whole")
     stopped(recipe, tmp_path / "parts", 16)
     train(recipe, tmp_path / "parts")
     scale = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)["scale"]["scale"]
-    assert 1 <= scale < 2.0**38  # Steps were skipped, and each halved it.
+    assert 2.0**7 < scale < 2.0**22  # Some steps were skipped, each of which halved it, but not all.
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
