@@ -64,6 +64,9 @@ struct TileWeights {
 // Pairs of code rows whose combined rows an analysis holds at once, and a correlation at most.
 constexpr int kPairsAtATime = 4, kPairsToCorrelate = 32;
 
+// Pairs whose rows, and vectors of strided tiles whose columns, a correlation has combined at once.
+constexpr int kStridedPairs = 2, kStridedLines = 16;
+
 // Pairs of code rows that a synthesis spreads at once: enough of narrow ones to fill registers with a lone channel.
 inline int pairs_to_spread(const Shape& s, int lanes) { return std::clamp(8 * lanes / s.code_width, 1, 4); }
 
@@ -74,10 +77,16 @@ struct PackedDictionary {
   const float* analysis = nullptr;  // Per block of A atoms: [kH][row_taps][A].
   PairedTaps pairs;                 // Empty where pairs save nothing.
   TileWeights tiles;                // In place of pairs.
+  const float* strided = nullptr;   // Of strided_tiles.h, beside pairs. Per block of A atoms: [pairs.rows()][9 M][A].
   SpreadTaps spread, row_by_row;    // Of pairs where they save products; each kernel row by itself.
 
   bool combines() const { return tiles || pairs.rows(); }
 };
+
+// Where strided tiles lie in the room for what is combined: behind the rows of so many pairs, and what is read beyond.
+inline float* strided_room(const PackedDictionary& dictionary, float* combined, int pairs, int64_t row_stride) {
+  return combined + pairs * dictionary.pairs.rows() * row_stride + 16;
+}
 
 enum class Shrink { none, positive, both };
 
@@ -184,10 +193,10 @@ struct Winograd;
 struct Kernels {
   const char* name;
   int lanes;
-  int atoms;       // Of a register block, which the analysis' dictionary is packed for.
-  int tile_atoms;  // The same for tiles.
-  int taps;        // Below each other, that a pair of code rows takes together at most.
-  bool shifts;     // Vectors are put together, where loaded they would cross cache lines.
+  int atoms;                      // Of a register block, which the analysis' dictionary is packed for.
+  int tile_atoms, strided_atoms;  // The same for tiles.
+  int taps;                       // Below each other, that a pair of code rows takes together at most.
+  bool shifts;                    // Vectors are put together, where loaded they would cross cache lines.
   void (*analysis)(const AnalysisBlock&, int begin, int end);
   void (*synthesis)(const SynthesisBlock&, SynthesisRows&, int end);
   void (*correlation)(const CorrelationBlock&, int begin, int end);

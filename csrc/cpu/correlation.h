@@ -42,18 +42,18 @@ template <int Taps, int A>
 static inline __attribute__((always_inline)) void add_lanes(const Vec (&sums)[Taps][A], double* to, int64_t per_atom) {
   constexpr int kCount = Taps * A, kWhole = kCount / kLanes * kLanes, kLeft = kCount - kWhole;
   Vec rows[kWhole + kLanes];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int t = 0; t < Taps; ++t)
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int a = 0; a < A; ++a) rows[a * Taps + t] = sums[t][a];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int i = kCount; i < kWhole + kLanes; ++i) rows[i] = Vec{};
   float totals[kCount];
 #pragma GCC unroll 8
   for (int from = 0; from < kWhole; from += kLanes) store(totals + from, lane_sums<kLanes>(rows + from));
   if (kLeft)
     store_partial(totals + kWhole, lane_sums<(2 * kLeft > kLanes ? kLanes : kLanes / 2)>(rows + kWhole), kLeft);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int a = 0; a < A; ++a, to += per_atom)
     for (int t = 0; t < Taps; ++t) to[t] += totals[a * Taps + t];
 }
@@ -209,9 +209,12 @@ static void lines_of_pairs(const CorrelationBlock& b, int begin, int end, Lines&
 
 static void correlation_tiles(const CorrelationBlock& b, int begin, int end);
 
+static void correlation_strided(const CorrelationBlock& b, int begin, int end);
+
 // Adds the positions of code rows [begin, end).
 static void correlation(const CorrelationBlock& b, int begin, int end) {
   if (kTiles && b.dictionary.tiles) return correlation_tiles(b, begin, end);
+  if (b.dictionary.strided) return correlation_strided(b, begin, end);
   const int rows = b.combined ? 2 * b.room : Lines::kMost / kMostKernelRows;
   for (; begin < end; begin += rows) {
     Lines lines;

@@ -72,7 +72,7 @@ class Reverse {
     if (wanted.dictionary) {
       sums_.resize(solve.dictionary.sums());
       room_ = std::min(block_ / 2, kPairsToCorrelate);
-      combined_ = pool_.combined(solve.dictionary.view(), room_);
+      combined_ = pool_.combined(solve.dictionary.view(), room_, true);
     }
   }
 

@@ -78,6 +78,11 @@ inline bool takes_tiles(const Shape& s, int lanes) {
          s.channels <= 3 && s.atoms >= 4 && round_up(s.code_width, 2 * lanes) == round_up(s.code_width, lanes);
 }
 
+// The same for the stride of an image's stem, beside pairs of rows, see strided_tiles.h.
+inline bool takes_strided_tiles(const Shape& s) {
+  return s.kernel_width == 7 && s.stride_width == 2 && s.channels <= 3 && s.atoms >= 4;
+}
+
 // Widths in scratch memory, for vectors of `lanes` floats. Whole vectors may be read beyond the columns on either side
 // of what a synthesis shifts, and what they read there is zero: the margin of this channel or of the next. Its products
 // are shifted where it keeps them by columns, and codes then have no margin; else the codes themselves are. Column 0 is

@@ -39,6 +39,11 @@ constexpr int smaller(int block) { return block > 4 ? 4 : block > 2 ? 2 : 1; }
 #include "correlation.h"
 #include "synthesis.h"
 
+#include "strided_tiles.h"
+
+#include "strided_analysis.h"
+#include "strided_correlation.h"
+
 #include "tile_analysis.h"
 #include "tile_correlation.h"
 #include "tile_synthesis.h"
@@ -50,6 +55,7 @@ constexpr int smaller(int block) { return block > 4 ? 4 : block > 2 ? 2 : 1; }
 static const Winograd kWinograd = {winograd_kernels<F2, float>(), winograd_kernels<F4, float>(),
                                    winograd_kernels<F2, double>(), winograd_kernels<F4, double>()};
 
-static const Kernels kKernels = {CSC_ISA_NAME, kLanes,    kAtoms,      kTileAtoms, kPairedTaps,    kShifts,
-                                 analysis,     synthesis, correlation, support,    combine,        read_codes,
-                                 stream_codes, streamed,  write_codes, gram,       largest_moment, &kWinograd};
+static const Kernels kKernels = {CSC_ISA_NAME, kLanes,  kAtoms,         kTileAtoms,   kStridedAtoms,
+                                 kPairedTaps,  kShifts, analysis,       synthesis,    correlation,
+                                 support,      combine, read_codes,     stream_codes, streamed,
+                                 write_codes,  gram,    largest_moment, &kWinograd};

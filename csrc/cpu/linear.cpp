@@ -136,7 +136,7 @@ void correlation(Tensor image, Tensor code, Tensor dictionary, std::vector<int64
       p.image = p.pool.image(s.height);
       p.codes = p.pool.codes(s.code_height);
       p.sums.resize(pass.pack.sums());
-      p.combined = p.pool.combined(pass.pack.view(), room);
+      p.combined = p.pool.combined(pass.pack.view(), room, true);
     }
     read_image(sample(image, n), p.image, s, pass.widths);
     pass.kernels.read_codes(sample(code, n), {}, p.codes, s, 0, s.code_height);

@@ -213,6 +213,8 @@ static void pair_atoms(const AnalysisBlock& b, const PairPositions& at, int atom
 
 static void analysis_tiles(const AnalysisBlock& b, int begin, int end);
 
+static void analysis_strided(const AnalysisBlock& b, const PairPositions& at);
+
 // Code rows [begin, end), where `begin` is even and `end` is, or is the end of the code.
 static void analysis(const AnalysisBlock& b, int begin, int end) {
   if (kTiles && b.dictionary.tiles) return analysis_tiles(b, begin, end);
@@ -224,10 +226,15 @@ static void analysis(const AnalysisBlock& b, int begin, int end) {
   const int64_t size = pairs.rows() * b.image.row_stride;
   const int64_t bytes = int64_t{4} * kLanes * pairs.rows() * b.shape.channels * b.shape.stride_width;
   const int64_t hot = kHotBytes / bytes / kPairVectors * kPairVectors;
-  const int64_t most = hot < kPairVectors ? kPairVectors : hot < PairPositions::kMost ? hot : PairPositions::kMost;
+  const int64_t most = b.dictionary.strided ? PairPositions::kMost
+                       : hot < kPairVectors ? kPairVectors
+                                            : std::min<int64_t>(hot, PairPositions::kMost);
   PairPositions at;
   const auto flush = [&] {
-    if (at.count) pair_atoms<kAtoms>(b, at, 0, pairs.weights);
+    if (at.count && b.dictionary.strided)
+      analysis_strided(b, at);
+    else if (at.count)
+      pair_atoms<kAtoms>(b, at, 0, pairs.weights);
     at.count = 0;
   };
   for (int row = begin, found = 0; row < end; row += 2) {

@@ -107,6 +107,28 @@ constexpr Filter filter_of(int taps, Kind kind) {
 constexpr Filter kTileFilters[] = {filter_of(3, sum), filter_of(3, difference), filter_of(3, upper),
                                    filter_of(3, lower)};
 
+// The products of the columns of strided tiles, in their order: of the even taps, and of the odd.
+struct ColumnFilter {
+  Filter filter;
+  bool odd, apart;  // Which taps; and whether it follows behind what all columns share.
+};
+
+constexpr ColumnFilter kColumnFilters[] = {
+    {filter_of(4, steep), false, false},     {filter_of(4, difference), false, false},
+    {filter_of(3, difference), true, false}, {filter_of(4, sum), false, false},
+    {filter_of(3, sum), true, false},        {filter_of(4, upper), false, true},
+    {filter_of(3, upper), true, true},       {filter_of(4, lower), false, true},
+    {filter_of(3, lower), true, true}};
+
+// Calls with each product of the columns of one combined row in their order: channel and filter.
+template <typename Visit>
+void each_column_product(int channels, const Visit& visit) {
+  for (const bool apart : {false, true})
+    for (int m = 0; m < channels; ++m)
+      for (const ColumnFilter& column : kColumnFilters)
+        if (column.apart == apart) visit(m, column);
+}
+
 // to[w][i] += weights[w] * from[i], for the three weights of a filter.
 void add_filtered(const Filter& filter, const double* from, int count, double* to) {
   for (int w = 0; w < 3; ++w, to += count)
@@ -154,6 +176,7 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
 
   if (pairs && widths.suit_tiles) pack_tiles(scale, kernels.tile_atoms);
   if (pairs && !view_.tiles) pair_taps(s, scale, kernels);
+  if (!products_.empty() && kernels.shifts && takes_strided_tiles(s)) pack_strided(scale, kernels.strided_atoms);
   if (products_.empty()) {
     products_ = rows;
     view_.spread = row_by_row;
@@ -295,6 +318,34 @@ void DictionaryPack::pack_tiles(float scale, int block) {
   view_.tiles.spread = tile_spread_.data();
 }
 
+void DictionaryPack::pack_strided(float scale, int block) {
+  double most = 0;
+  std::vector<double> totals(atoms_);
+  for (int atom = 0; atom < atoms_; atom += block) {
+    while (atom + block > atoms_) block = block > 4 ? 4 : block / 2;
+    for (const Product& row : products_) {
+      each_column_product(channels_, [&](int m, const ColumnFilter& column) {
+        for (int k = atom; k < atom + block; ++k) {
+          double product = 0;
+          for (int i = 0; i < column.filter.taps; ++i)
+            if (column.filter.weights[i] != 0)
+              product += column.filter.weights[i] * weight(row, k, m, 2 * i + column.odd);
+          strided_.push_back(static_cast<float>(scale * product));
+          // Steep ones are taken twice in either direction.
+          most = std::max(most, totals[k] += 4 * std::abs(scale * product));
+        }
+      });
+    }
+  }
+  for (const float weight : strided_)
+    if (!std::isfinite(weight)) return;
+  // The columns of rows that leave so much room combine to no more than kHeadroom times them.
+  const double headroom = std::max<double>(view_.pairs.headroom, kHeadroom * std::max(most, 1.0));
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  view_.pairs.headroom = headroom > kLargest ? std::numeric_limits<float>::infinity() : static_cast<float>(headroom);
+  view_.strided = strided_.data();
+}
+
 void read_image(const Strided& from, const Plane& to, const Shape& s, const Widths& widths) {
   if (from.element == Element::float32) {
     const int64_t step = s.stride_width * from.column;
@@ -346,8 +397,26 @@ std::vector<float> DictionaryPack::gradient_of_tiles(const double* sums) const {
   return gradient;
 }
 
+std::vector<double> DictionaryPack::sums_of_columns(const double* sums) const {
+  std::vector<double> taps(products_.size() * atoms_ * view_.row_taps);
+  for (double* to = taps.data(); to < taps.data() + taps.size(); to += view_.row_taps) {
+    each_column_product(channels_, [&](int m, const ColumnFilter& column) {
+      // Of a channel the even taps lie before the odd ones.
+      double* run = to + m * kernel_width_ + (column.odd ? 4 : 0);
+      for (int i = 0; i < column.filter.taps; ++i) run[i] += column.filter.weights[i] * *sums;
+      ++sums;
+    });
+  }
+  return taps;
+}
+
 std::vector<float> DictionaryPack::gradient(const double* sums) const {
   if (view_.tiles) return gradient_of_tiles(sums);
+  std::vector<double> columns;
+  if (view_.strided) {
+    columns = sums_of_columns(sums);
+    sums = columns.data();
+  }
   std::vector<float> gradient(plain_.size());
   const int64_t per_atom = static_cast<int64_t>(channels_) * kernel_height_ * kernel_width_;
   for (const Product& product : products_) {

@@ -51,13 +51,17 @@ class Pool {
   // Phased rows of an image.
   Plane image(int rows) { return image(rows, shape_.height); }
 
-  // Room for what so many pairs of code rows combine of the image; none where there are no pairs.
-  float* combined(const PackedDictionary& dictionary, int count) {
+  // Room for what so many pairs of code rows combine of the image; none where there are no pairs. A correlation of
+  // strided tiles takes them in turns of its own.
+  float* combined(const PackedDictionary& dictionary, int count, bool correlates = false) {
     if (!dictionary.combines()) return nullptr;
     // Of tiles 16 vectors for two of code columns.
     if (dictionary.tiles) return floats(int64_t{8} * count * shape_.channels * widths_.code);
+    if (dictionary.strided && correlates) count = kStridedPairs;
     const int rows = count * dictionary.pairs.rows();
-    return image(rows, rows).base;
+    if (!dictionary.strided) return image(rows, rows).base;
+    const int64_t tile = int64_t{9} * 16 * shape_.channels * dictionary.pairs.rows();
+    return floats(rows * image_row() + 16 + (correlates ? kStridedLines : 1) * tile);
   }
 
   // Room for the products of a synthesis.
@@ -84,6 +88,11 @@ class Pool {
  private:
   Plane image(int rows, int all) { return rows_of(shape_.channels * shape_.stride_width, widths_.phase, 0, rows, all); }
 
+  int64_t image_row() const { return row_of(shape_.channels * shape_.stride_width, widths_.phase); }
+
+  // From row to row: an odd number of cache lines, so that the rows of a channel are spread over the sets.
+  static int64_t row_of(int channels, int width) { return whole_vectors(static_cast<int64_t>(channels) * width) | 16; }
+
   // A correlation of tiles of three channels reads the rows of two atoms again and again (of fewer channels, those of
   // more atoms): each row begins as many lines behind the one before as two atoms take, modulo the 64 sets of a
   // first-level cache, so that they are spread over all sets.
@@ -93,7 +102,7 @@ class Pool {
     return (count + kSets - 1) / kSets * kSets + 2 * widths_.code;
   }
 
-  // stride: from row to row; 0: an odd number of cache lines, so that the rows of a channel are spread over the sets.
+  // stride: from row to row; 0: row_of.
   Plane rows_of(int channels, int width, int margin, int rows, int all, int64_t stride = 0) {
     Plane plane;
     int slots = all;
@@ -103,7 +112,7 @@ class Pool {
       plane.mask = slots - 1;
     }
     plane.channel_stride = width;
-    plane.row_stride = stride ? stride : whole_vectors(static_cast<int64_t>(channels) * width) | 16;
+    plane.row_stride = stride ? stride : row_of(channels, width);
     // A correlation reads up to a vector beyond the last row.
     plane.base = floats(plane.row_stride * std::max(slots, 1) + 2 * margin + 16) + margin;
     return plane;
@@ -126,7 +135,9 @@ class DictionaryPack {
 
   // How many sums the correlation adds to, and the contiguous (K, M, kH, kW) gradient that they make.
   int64_t sums() const {
-    return atoms_ * (view_.tiles ? int64_t{16} * channels_ : static_cast<int64_t>(products_.size()) * view_.row_taps);
+    if (view_.tiles) return int64_t{16} * atoms_ * channels_;
+    const int per_row = view_.strided ? 9 * channels_ : view_.row_taps;
+    return static_cast<int64_t>(atoms_) * products_.size() * per_row;
   }
   std::vector<float> gradient(const double* sums) const;
 
@@ -152,12 +163,18 @@ class DictionaryPack {
 
   std::vector<float> gradient_of_tiles(const double* sums) const;
 
+  // The weights of strided tiles, beside those of pairs.
+  void pack_strided(float scale, int block);
+
+  // The sums of pairs from those of strided tiles.
+  std::vector<double> sums_of_columns(const double* sums) const;
+
   // The weights of the synthesis.
   void pack_spread(const Shape& s, const std::vector<Product>& products, std::vector<float>& to) const;
 
   int atoms_, channels_, kernel_height_, kernel_width_;
   std::vector<Product> products_;  // Of pairs; or each kernel row by itself.
-  std::vector<float> plain_, analysis_, paired_, spread_, row_by_row_, tile_analysis_, tile_spread_;
+  std::vector<float> plain_, analysis_, paired_, spread_, row_by_row_, tile_analysis_, tile_spread_, strided_;
   std::vector<Combination> pairs_, rows_;
   std::vector<int> columns_;  // Of a kernel row, phases outside.
   std::vector<int> offsets_;
