@@ -31,6 +31,7 @@ STREAM = STEM + (
 
 LAYOUTS = "tests/test_stem_layouts.py"
 TILES = ("tests/test_tiles.py",)
+STRIDED = ("tests/test_strided_tiles.py",)
 SYMBOL = ("tests/test_symbol.py",)
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -109,8 +110,11 @@ MUTATIONS: dict[str, Table] = {
         ],
     ),
     "workspace.cpp": (
-        ("tests/test_pairs.py", LAYOUTS),
+        ("tests/test_pairs.py", LAYOUTS, *STRIDED),
         [
+            ("weight(row, k, m, column.first + <<2 * i>>)", "i", "avx512"),
+            ("kernel_width_ + <<(column.first ? 4 : 0)>>", "0", "avx512"),
+            ("run[i] += <<column.filter.weights[i]>> * *sums", "column.filter.weights[0]", "avx512"),
             (
                 "= <<filter.rows[i]>>;",
                 "filter.kind == steep ? -filter.rows[i] : filter.rows[i]",
@@ -264,6 +268,72 @@ MUTATIONS: dict[str, Table] = {
             ("if (<<count>>) multiply_tile_rows<M, 1>", "false", "avx512"),
             ("const PixelPosition pixels{upper, <<origin + column>>", "column", "avx512"),
             ("left < kLanes ? <<left>> : kLanes};\n        if (!add_tiles", "kLanes", "avx512"),
+        ],
+    ),
+    "strided_tiles.h": (
+        STRIDED,
+        [
+            ("const Vec a = load(low + <<from>>)", "0", "avx512"),
+            ("b = load(<<high>> + from)", "low", "avx512"),
+            ("store(shared + kLanes, <<d[3]>>);\n      store(apart, d[0] - d[1])", "d[1]", "avx512"),
+            ("store(apart + kLanes, <<d[2] - d[3]>>)", "d[2]", "avx512"),
+            ("store(apart + 4 * kLanes, <<d[4] - d[3]>>)", "d[4]", "avx512"),
+            ("store(shared + 3 * kLanes, <<d[2] - d[1]>>)", "d[2] + d[1]", "avx512"),
+            ("store(apart + 5 * kLanes, <<d[3] - d[1]>>)", "d[3]", "avx512"),
+            ("store(shared, <<d[3] - d[1]>>)", "d[3]", "avx512"),
+            ("d[2] + d[3] - <<2.0f * d[1]>>", "d[1]", "avx512"),
+            ("2.0f * d[1] + <<3.0f>> * d[2] + d[3]", "2.0f", "avx512"),
+            ("d[0] - d[2] + <<0.5f>> * (d[1] - d[3])", "1.0f", "avx512"),
+            ("d[4] - d[2] + <<2.0f * (d[3] - d[1])>>", "d[3] - d[1]", "avx512"),
+            ("store(shared + 4 * kLanes, <<d[1] + d[2]>>)", "d[1]", "avx512"),
+            ("store(apart + 3 * kLanes, <<d[3] - d[1]>>);\n    }\n  }\n}", "d[3]", "avx512"),
+        ],
+    ),
+    "strided_analysis.h": (
+        STRIDED,
+        [
+            ("even[a] = <<least ? Vec{} - least[a] : Vec{}>>", "Vec{}", "avx512"),
+            ("sums[a] += <<splat(w[a]) * value>>", "splat(w[0]) * value", "avx512"),
+            ("const float* least = <<kind == 2 && starts_below(e)>> ?", "starts_below(e)", "avx512"),
+            ("x += <<counts[kind]>> * kAnalysisProducts<M> * kLanes", "1", "avx512"),
+            ("kinds[1][column][a] + <<1.5f * steep>>", "steep", "avx512"),
+            ("sum = kinds[2][column][a] - <<0.5f * steep>>", "steep", "avx512"),
+            ("<<sum - difference>> + kinds[4][column][a]", "sum + difference", "avx512"),
+            ("rows.code[v] = positions.code[<<low + v>>]", "low", "avx512"),
+            ("rows.base[v] = positions.base[low + v] + <<atom * rows.base_stride>>", "0", "avx512"),
+            ("rows.support[v] = positions.support[low + v] + <<atom * rows.support_stride>>", "0", "avx512"),
+            ("is_usual(e) && <<at[0].lanes == kLanes>>", "true", "avx512"),
+            ("!alone && <<at[1].lanes == kLanes>>", "true", "avx512"),
+            ("finish_any<A, 1>(e, at, <<below>>, atom, lone)", "0", "avx512"),
+            ("finish_any<A, 2>(e, at, <<below>>, atom, codes)", "0", "avx512"),
+            ("rows.code[v] += <<e.code.row_stride>>", "0", "avx512"),
+            ("rows.base[v] += <<e.base.row_stride>>", "0", "avx512"),
+            ("rows.support[v] += <<e.support.row_stride>>", "0", "avx512"),
+            ("at.rows[<<alone ? low : low + 1>>]", "low", "avx512"),
+            ("const bool alone = <<low + 1 == at.count>>", "false", "avx512"),
+            ("if (<<atom < b.shape.atoms>>) strided_atoms", "false", "avx512"),
+        ],
+    ),
+    "strided_correlation.h": (
+        STRIDED,
+        [
+            ("if (Kind == Codes::difference) z -= <<load(second)>>", "Vec{}", "avx512"),
+            ("if (Kind == Codes::steep) z -= <<2.0f>> * load(second)", "1.0f", "avx512"),
+            ("add(0, 5, 1, even - <<2.0f>> * odd)", "1.0f", "avx512"),
+            ("add_lanes(sums, to + <<int64_t{kSize} * atom>>, kSize)", "0", "avx512"),
+            ("pixels += <<kSize * kLanes>>", "0", "avx512"),
+            ("b.sums + <<row * kSize * b.shape.atoms>>", "0", "avx512"),
+            ("pixels + <<row * kStridedLines * kSize * kLanes>>", "0", "avx512"),
+            ("if (<<++count == kStridedLines>>) flush()", "++count, false", "avx512"),
+            ("b.combined + <<row / 2 % kStridedPairs * size>>", "0", "avx512"),
+            ("const float* second = <<row + 1 < end>> ?", "true", "avx512"),
+            ("codes[0] = b.code.row(row) + <<column>>", "0", "avx512"),
+            ("if (<<count>>) flush()", "false", "avx512"),
+            (
+                "lines[count].codes[1][0] = lines[count].codes[1][1] = <<b.zeros>>",
+                "lines[count].codes[0][0]",
+                "avx512",
+            ),
         ],
     ),
     "correlation.h": (

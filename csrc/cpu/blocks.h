@@ -77,7 +77,7 @@ struct PackedDictionary {
   const float* analysis = nullptr;  // Per block of A atoms: [kH][row_taps][A].
   PairedTaps pairs;                 // Empty where pairs save nothing.
   TileWeights tiles;                // In place of pairs.
-  const float* strided = nullptr;   // Of strided_tiles.h, beside pairs. Per block of A atoms: [pairs.rows()][9 M][A].
+  const float* strided = nullptr;   // Of strided_tiles.h, beside pairs. Per block of A atoms: [pairs.rows()][10 M][A].
   SpreadTaps spread, row_by_row;    // Of pairs where they save products; each kernel row by itself.
 
   bool combines() const { return tiles || pairs.rows(); }

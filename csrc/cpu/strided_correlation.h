@@ -10,7 +10,7 @@ struct StridedLine {
 template <int M, Codes Kind>
 static __attribute__((noinline)) void strided_products(const CorrelationBlock& b, const StridedLine* line, int count,
                                                        const float* pixels, int atom, double* to) {
-  constexpr int kSize = kColumnProducts<M>, kShared = kSharedProducts<M>;
+  constexpr int kSize = kCorrelationProducts<M>, kShared = 5 * M;
   const int64_t stride = b.code.channel_stride, offset = atom * stride;
   Vec sums[kSize][1];
 #pragma GCC unroll 32
@@ -52,7 +52,7 @@ static __attribute__((noinline)) void strided_products(const CorrelationBlock& b
 template <int M, Codes Kind>
 static void strided_rows(const CorrelationBlock& b, const StridedLine* lines, int count, int row, int end,
                          const float* pixels) {
-  constexpr int64_t kSize = kColumnProducts<M>;
+  constexpr int64_t kSize = kCorrelationProducts<M>;
   for (; row < end; ++row)
     for (int atom = 0; atom < b.shape.atoms; ++atom)
       strided_products<M, Kind>(b, lines, count, pixels + row * kStridedLines * kSize * kLanes, atom,
@@ -76,9 +76,9 @@ static void strided_lines(const CorrelationBlock& b, int begin, int end) {
   };
   const float* waiting = nullptr;  // The combined rows of a vector that has no partner yet.
   const auto add_line = [&](const float* low, const float* high) {
-    combine_columns<M>(b.dictionary.offsets, low, high, pairs.rows(), width,
-                       pixels + count * kColumnProducts<M> * kLanes,
-                       int64_t{kStridedLines} * kColumnProducts<M> * kLanes);
+    combine_for_correlation<M>(b.dictionary.offsets, low, high, pairs.rows(), width,
+                               pixels + count * kCorrelationProducts<M> * kLanes,
+                               int64_t{kStridedLines} * kCorrelationProducts<M> * kLanes);
     waiting = nullptr;
     if (++count == kStridedLines) flush();
   };

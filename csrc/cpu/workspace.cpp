@@ -107,26 +107,31 @@ constexpr Filter filter_of(int taps, Kind kind) {
 constexpr Filter kTileFilters[] = {filter_of(3, sum), filter_of(3, difference), filter_of(3, upper),
                                    filter_of(3, lower)};
 
-// The products of the columns of strided tiles, in their order: of the even taps, and of the odd.
+// The products of the columns of strided tiles, in the order of strided_tiles.h.
 struct ColumnFilter {
   Filter filter;
-  bool odd, apart;  // Which taps; and whether it follows behind what all columns share.
+  int first;  // Kernel column of its first tap; the others lie two columns apart.
+
+  bool is_shared() const { return filter.kind != upper && filter.kind != lower; }
 };
 
-constexpr ColumnFilter kColumnFilters[] = {
-    {filter_of(4, steep), false, false},     {filter_of(4, difference), false, false},
-    {filter_of(3, difference), true, false}, {filter_of(4, sum), false, false},
-    {filter_of(3, sum), true, false},        {filter_of(4, upper), false, true},
-    {filter_of(3, upper), true, true},       {filter_of(4, lower), false, true},
-    {filter_of(3, lower), true, true}};
+constexpr ColumnFilter kAnalysisColumns[] = {
+    {filter_of(2, sum), 0},   {filter_of(2, sum), 4},   {filter_of(3, sum), 1},   {filter_of(3, difference), 1},
+    {filter_of(2, upper), 0}, {filter_of(2, upper), 4}, {filter_of(3, upper), 1}, {filter_of(2, lower), 0},
+    {filter_of(2, lower), 4}, {filter_of(3, lower), 1}};
+
+constexpr ColumnFilter kCorrelationColumns[] = {
+    {filter_of(4, steep), 0}, {filter_of(4, difference), 0}, {filter_of(3, difference), 1},
+    {filter_of(4, sum), 0},   {filter_of(3, sum), 1},        {filter_of(4, upper), 0},
+    {filter_of(3, upper), 1}, {filter_of(4, lower), 0},      {filter_of(3, lower), 1}};
 
 // Calls with each product of the columns of one combined row in their order: channel and filter.
-template <typename Visit>
-void each_column_product(int channels, const Visit& visit) {
-  for (const bool apart : {false, true})
+template <size_t Count, typename Visit>
+void each_column_product(const ColumnFilter (&columns)[Count], int channels, const Visit& visit) {
+  for (const bool shared : {true, false})
     for (int m = 0; m < channels; ++m)
-      for (const ColumnFilter& column : kColumnFilters)
-        if (column.apart == apart) visit(m, column);
+      for (const ColumnFilter& column : columns)
+        if (column.is_shared() == shared) visit(m, column);
 }
 
 // to[w][i] += weights[w] * from[i], for the three weights of a filter.
@@ -319,30 +324,24 @@ void DictionaryPack::pack_tiles(float scale, int block) {
 }
 
 void DictionaryPack::pack_strided(float scale, int block) {
-  double most = 0;
-  std::vector<double> totals(atoms_);
   for (int atom = 0; atom < atoms_; atom += block) {
     while (atom + block > atoms_) block = block > 4 ? 4 : block / 2;
     for (const Product& row : products_) {
-      each_column_product(channels_, [&](int m, const ColumnFilter& column) {
+      each_column_product(kAnalysisColumns, channels_, [&](int m, const ColumnFilter& column) {
         for (int k = atom; k < atom + block; ++k) {
           double product = 0;
           for (int i = 0; i < column.filter.taps; ++i)
             if (column.filter.weights[i] != 0)
-              product += column.filter.weights[i] * weight(row, k, m, 2 * i + column.odd);
+              product += column.filter.weights[i] * weight(row, k, m, column.first + 2 * i);
           strided_.push_back(static_cast<float>(scale * product));
-          // Steep ones are taken twice in either direction.
-          most = std::max(most, totals[k] += 4 * std::abs(scale * product));
         }
       });
     }
   }
   for (const float weight : strided_)
     if (!std::isfinite(weight)) return;
-  // The columns of rows that leave so much room combine to no more than kHeadroom times them.
-  const double headroom = std::max<double>(view_.pairs.headroom, kHeadroom * std::max(most, 1.0));
-  constexpr float kLargest = std::numeric_limits<float>::max();
-  view_.pairs.headroom = headroom > kLargest ? std::numeric_limits<float>::infinity() : static_cast<float>(headroom);
+  // The headroom of pairs is enough: what is shared and what is apart of the columns of a row add up to no more than
+  // the row's products without their signs, and a column is the difference of two at most.
   view_.strided = strided_.data();
 }
 
@@ -400,9 +399,9 @@ std::vector<float> DictionaryPack::gradient_of_tiles(const double* sums) const {
 std::vector<double> DictionaryPack::sums_of_columns(const double* sums) const {
   std::vector<double> taps(products_.size() * atoms_ * view_.row_taps);
   for (double* to = taps.data(); to < taps.data() + taps.size(); to += view_.row_taps) {
-    each_column_product(channels_, [&](int m, const ColumnFilter& column) {
+    each_column_product(kCorrelationColumns, channels_, [&](int m, const ColumnFilter& column) {
       // Of a channel the even taps lie before the odd ones.
-      double* run = to + m * kernel_width_ + (column.odd ? 4 : 0);
+      double* run = to + m * kernel_width_ + (column.first ? 4 : 0);
       for (int i = 0; i < column.filter.taps; ++i) run[i] += column.filter.weights[i] * *sums;
       ++sums;
     });
