@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from sdnet.errors import CheckpointError  # noqa: E402
 from sdnet.export import export_onnx, plain  # noqa: E402
 from sdnet.models import MODELS, Classifier, build, classifier, mdeq  # noqa: E402
 from sdnet.models.scn import PatchCoding  # noqa: E402
+from sdnet.robust.adaptive import METHODS, AdaptiveClassifier  # noqa: E402
+from sdnet.robust.commands import fixed  # noqa: E402
+from sdnet.training.statistics import csc_layers  # noqa: E402
 from settled import images, settled  # noqa: E402
 
 import csc_kernels as csc  # noqa: E402
@@ -175,6 +179,31 @@ def test_saved_and_loaded_a_classifier_is_the_same(tmp_path: Path) -> None:
     loaded = Classifier.from_pretrained(tmp_path).eval()
     assert loaded.classes == ("a", "b", "c") and loaded.network.layer0[0].dn.lmbda == 0.3
     assert torch.equal(loaded(images()), model(images()))
+
+
+def test_a_saved_model_keeps_what_was_set_in_its_layers(tmp_path: Path) -> None:
+    model = Classifier("sdnet18_all", options={"width": 4, "lmbda": 0.05}).eval()
+    for folder, changes in ((tmp_path / "none", {}), (tmp_path / "some", {"lmbda": 0.4, "n_iter": 3})):
+        for name, value in changes.items():
+            setattr(model.network.layer0[0].dn, name, value)
+        model.save_pretrained(folder)
+        assert bool(json.loads((folder / "config.json").read_text()).get("settings")) == bool(changes)
+        loaded = Classifier.from_pretrained(folder).eval()
+        pictures = torch.rand(2, 3, 32, 32)
+        assert torch.equal(loaded(pictures), model(pictures))
+        loaded.save_pretrained(folder / "again")
+        assert torch.equal(Classifier.from_pretrained(folder / "again").eval()(pictures), model(pictures))
+
+
+def test_a_model_that_chooses_lmbda_keeps_what_was_set_in_its_layers(tmp_path: Path) -> None:
+    model = Classifier("sdnet18_all", options={"width": 4}).eval()
+    model.calibration = {f"line_{name}": torch.tensor([0.5, 0.1]) for name in METHODS} | {"best": torch.tensor(0)}
+    second = list(csc_layers(model))[1]
+    model.get_submodule(second).n_iter = 3
+    sdnet.adapt(model).save_pretrained(tmp_path)
+    loaded = AdaptiveClassifier.from_pretrained(tmp_path)
+    for one in (loaded, fixed(loaded)):
+        assert [name for name, layer in csc_layers(one).items() if layer.n_iter == 3] == [second]
 
 
 def test_a_calibration_is_saved_and_loaded(tmp_path: Path) -> None:

@@ -12,12 +12,17 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from csc_kernels import CSCConv2d
+
 from ..errors import CheckpointError
 from ..files import files_written_aside
 from .registry import build
 
 # The file of Classifier.calibration in a folder of save_pretrained.
 CALIBRATION = "calibration.safetensors"
+
+# What may be set in a sparse coding layer after it was made.
+SETTINGS = ("lmbda", "mu", "n_iter")
 
 
 class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["sparse-coding"]):
@@ -32,6 +37,8 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         mean, std: per channel, of pictures in [0, 1].
         options: further arguments of the model, such as width or lmbda.
         classes: their names in the order of the logits, where they are known.
+        settings: lmbda, mu and n_iter of single sparse coding layers, by the layer's name in the network, which
+            `save_pretrained` keeps where they have been set to other numbers since.
 
     Shapes:
         pictures (N, C, H, W) in [0, 1] -> logits (N, num_classes).
@@ -54,6 +61,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         std: Sequence[float] = (1.0, 1.0, 1.0),
         options: dict[str, Any] | None = None,
         classes: Sequence[str] = (),
+        settings: dict[str, dict[str, float]] | None = None,
     ) -> None:
         super().__init__()
         if len(mean) != len(std) or min(std) <= 0:
@@ -69,6 +77,10 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
             "options": dict(options or {}), "classes": list(classes),
         }  # fmt: skip
         self.network = build(name, num_classes=num_classes, **(options or {}))
+        self._built = _settings(self.network)
+        for layer, values in (settings or {}).items():
+            for setting, value in values.items():
+                setattr(self.network.get_submodule(layer), setting, value)
         for kind, values in (("mean", mean), ("std", std)):
             self.register_buffer(kind, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
 
@@ -88,6 +100,14 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         return model
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        changed = {}
+        for layer, values in _settings(self.network).items():
+            differing = {
+                name: value for name, value in values.items() if value != self._built.get(layer, {}).get(name)
+            }
+            if differing:
+                changed[layer] = differing
+        self._hub_mixin_config["settings"] = changed or None
         super()._save_pretrained(save_directory)
         (save_directory / CALIBRATION).unlink(missing_ok=True)
         if self.calibration is not None:
@@ -106,6 +126,15 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.network((pictures - self.mean) / self.std)
+
+
+def _settings(network: nn.Module) -> dict[str, dict[str, float]]:
+    """What may be set in each sparse coding layer, where it is a number."""
+    return {
+        layer: {name: getattr(module, name) for name in SETTINGS if not isinstance(getattr(module, name), Tensor)}
+        for layer, module in network.named_modules()
+        if isinstance(module, CSCConv2d)
+    }
 
 
 def _calibration_file(model: str, options: dict[str, Any]) -> Path | None:

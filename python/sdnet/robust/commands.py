@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def fixed(model: Classifier) -> Classifier:
     if not isinstance(model, AdaptiveClassifier):
         return model
     made = Classifier(**model.arguments).eval()
+    made.network = copy.deepcopy(model.network)  # With what was set in its layers.
     made.load_state_dict({name: value for name, value in model.state_dict().items() if name in made.state_dict()})
     made.calibration = model.lines
     return made
