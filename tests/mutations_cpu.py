@@ -110,6 +110,15 @@ MUTATIONS: dict[str, Table] = {
         ],
     ),
     "workspace.cpp": (
+        ("tests/test_pairs.py", LAYOUTS),
+        [
+            ("to[i] = <<from[2 * i]>>", "from[i]"),
+            ("to[i] = <<from[i * step]>>", "from[i]"),
+            ("* widths.phase + <<begin>>, s.phase_count", "0"),
+            ("<<scale * row[position]>>", "row[position]"),
+        ],
+    ),
+    "dictionary_pack.cpp": (
         ("tests/test_pairs.py", LAYOUTS, *STRIDED),
         [
             ("weight(row, k, m, column.first + <<2 * i>>)", "i", "avx512"),
@@ -128,11 +137,7 @@ MUTATIONS: dict[str, Table] = {
             ("if (<<product.weights[i] != 0>>) total", "true"),
             ("static_cast<float>(<<product.weights[i]>> * *sums)", "1.0"),
             ("dx = <<columns_[tap % kernel_width_]>>", "tap % kernel_width_"),
-            ("to[i] = <<from[2 * i]>>", "from[i]"),
-            ("to[i] = <<from[i * step]>>", "from[i]"),
-            ("* widths.phase + <<begin>>, s.phase_count", "0"),
             ("column[<<product.taps[i]>> * kernel_width_]", "product.taps[0]"),
-            ("<<scale * row[position]>>", "row[position]"),
             ("if (<<std::isfinite(weight)>>) continue", "true"),
         ],
     ),

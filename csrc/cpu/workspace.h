@@ -181,6 +181,9 @@ class DictionaryPack {
   PackedDictionary view_;
 };
 
+// One number of a tensor.
+float read(const Strided& from, int64_t offset);
+
 // x, a mask or a gradient of an image to and from phased rows.
 void read_image(const Strided& from, const Plane& to, const Shape& s, const Widths& widths);
 void write_image(const Plane& from, float scale, const Strided& to, const Shape& s, const Widths& widths);
