@@ -6,13 +6,11 @@ import pytest
 import torch
 from error_rule import assert_error, assert_gradients, ways
 from problems import Problem, random_problem
+from tile_helpers import assert_gradient_is_that_of_rows, assert_same_kinds, every_option
 
 import csc_kernels as csc
-from csc_kernels import native
 
 pytestmark = pytest.mark.parametrize("backend", ("native",), indirect=True)
-
-KINDS = (torch.isnan, torch.isposinf, torch.isneginf)
 
 # Columns of codes: parts of a vector, whole ones, an odd number of them and an even.
 COLUMNS = (1, 9, 16, 17, 32, 47, 56, 112)
@@ -69,14 +67,7 @@ def test_every_padding_obeys_the_rule(backend: str, padding: int | tuple[int, in
     assert_gradients(Problem.solve, Problem.plain, one)
 
 
-@pytest.mark.parametrize(
-    "options",
-    (
-        {"nonneg": False}, {"mu": 0.3}, {"momentum": "none"}, {"momentum": "sdnet"}, {"z0": True},
-        {"mask": "float"},
-    ),
-    ids=str,
-)  # fmt: skip
+@every_option
 @pytest.mark.parametrize("columns", (25, 48))
 def test_every_option_obeys_the_rule(backend: str, columns: int, options: dict) -> None:
     one = problem(columns, 7, n_iter=4, **options)
@@ -134,8 +125,7 @@ def test_what_is_not_finite_goes_no_further_than_row_by_row(backend: str, column
     one = problem(32, 9, n_iter=1)
     one.x[0, 0, 4, column : column + 2] = value
     found, expected = one.solve(), one.plain()
-    for kind in KINDS:
-        assert torch.equal(kind(found), kind(expected))
+    assert_same_kinds(found, expected)
     finite = expected.isfinite() & (expected < 1e30)
     torch.testing.assert_close(found[finite], expected[finite], rtol=1e-5, atol=1e-6)
 
@@ -170,10 +160,5 @@ def test_a_gradient_that_is_not_finite_is_computed_row_by_row(backend: str, colu
     grad = torch.ones_like(one.solve())
     far = grad.clone()
     far[0, :, 5, column // 2 : column // 2 + 2] = value
-    for each, upstream in ((struck, grad), (one, far)):
-        each.dictionary.requires_grad_()
-        (found,) = torch.autograd.grad(each.solve(), each.dictionary, upstream)
-        with native.use_path("direct"):
-            (expected,) = torch.autograd.grad(each.solve(), each.dictionary, upstream)
-        for kind in KINDS:
-            assert torch.equal(kind(found), kind(expected))
+    assert_gradient_is_that_of_rows(struck, grad)
+    assert_gradient_is_that_of_rows(one, far)
