@@ -2,7 +2,7 @@
 
 Contenders that answer it by their ratios: `published` does everything that the published layer does, `cleaned` only
 what the code needs, both in PyTorch; csc.fista then computes the same with each backend, and natively with direct
-products alone, without Winograd's in wide layers and without pairs of rows in stems.
+products alone, without Winograd's in wide layers and without pairs of rows and tiles in stems.
 """
 
 from __future__ import annotations

@@ -162,12 +162,14 @@ class LearnedDictionary(nn.Module):
             return self._refresh_step(dictionary, size)
         known = self._step_size_of
         if known is None or known == self._largest_size():
-            return self.step_size
-        # A program that is exported for any size has no branch for those that are known.
-        any_size = torch.compiler.is_exporting() and not all(type(length) is int for length in size)
-        if not any_size and size[0] <= known[0] and size[1] <= known[1]:
-            return self.step_size
-        return self._new_step(dictionary, size)
+            return self.step_size.clone()
+        covered = size[0] <= known[0], size[1] <= known[1]
+        if torch.compiler.is_exporting():
+            # A program for any size has no branch for those that are known. Imported here: it takes half a second.
+            from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+            covered = statically_known_true(covered[0]), statically_known_true(covered[1])
+        return self.step_size.clone() if covered[0] and covered[1] else self._new_step(dictionary, size)
 
     def _refresh_step(self, dictionary: Tensor, size: Size | None) -> Tensor:
         """The step size of a dictionary, also left in the buffer."""
@@ -263,10 +265,15 @@ class LearnedDictionary(nn.Module):
             metadata["step_size_of"] = self._step_size_of
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        weight, step = (state_dict.get(f"{prefix}{name}") for name in ("weight", "step_size"))
+        current = weight is None and step is None and self._current()
         self._forget_marks()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        given = state_dict.get(f"{prefix}step_size")
-        if given is not None and not given.is_meta and bool(torch.isfinite(given)):
+        # A step size is that of the weight beside it.
+        came = weight is not None and weight.shape == self.weight.shape
+        if current:
+            self._step_of = mark(self.weight)
+        elif came and step is not None and not step.is_meta and bool(torch.isfinite(step)):
             self._step_of = mark(self.weight)
             self._step_size_of = local_metadata.get("step_size_of")
 

@@ -118,3 +118,45 @@ def test_a_state_right_after_a_step_of_the_optimizer_has_the_step_size_of_its_we
     fresh.load_state_dict({"weight": saved["weight"]}, strict=False)
     fresh(x)
     torch.testing.assert_close(saved["step_size"], fresh.step_size, rtol=1e-6, atol=0)
+
+
+def test_a_state_dict_before_the_backward_of_a_compiled_layer_does_not_disturb_it() -> None:
+    layer = narrow_layer().eval()
+    run, x = compiled(layer), torch.randn(2, 64, 12, 12)
+    for _ in range(2):
+        loss = run(x).square().mean()
+        layer.state_dict()
+        loss.backward()
+        torch.optim.SGD(layer.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize("strict", (True, False))
+def test_exports_for_any_size_where_smaller_images_are_known(strict: bool) -> None:
+    layer, x = narrow_layer(), torch.randn(2, 64, 32, 32)
+    layer(torch.randn(2, 64, 12, 12))
+    layer.eval()
+    sizes = {2: torch.export.Dim("rows", min=4, max=64), 3: torch.export.Dim("columns", min=4, max=64)}
+    program = torch.export.export(layer, (torch.randn(2, 64, 8, 8),), strict=strict, dynamic_shapes=(sizes,))
+    torch.testing.assert_close(program.module()(x), narrow_layer().eval()(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("misfit", ("absent", "of another shape"))
+def test_a_step_size_without_its_weight_is_found_again(misfit: str) -> None:
+    layer, other = narrow_layer().eval(), CSCConv2d(64, 4, 3, padding=1).eval()
+    state = {"step_size": other.step_size * 10}
+    if misfit == "absent":
+        layer.load_state_dict(state, strict=False)
+    else:
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            layer.load_state_dict({**state, "weight": other.weight.detach()})
+    x = torch.randn(2, 64, 32, 32)
+    torch.testing.assert_close(layer(x), narrow_layer().eval()(x))
+
+
+def test_a_state_that_has_nothing_of_the_layer_leaves_it_as_it_is(refreshes: list[str]) -> None:
+    layer = nn.Sequential(narrow_layer(), nn.BatchNorm2d(16)).eval()
+    layer[0](x := torch.randn(2, 64, 4, 4))
+    refreshes.clear()
+    layer.load_state_dict({"1.bias": torch.ones(16)}, strict=False)
+    layer(x)
+    assert refreshes == []

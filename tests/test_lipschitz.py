@@ -199,6 +199,14 @@ def test_bfloat16_bound_is_an_upper_bound_of_what_is_stored() -> None:
     assert float(bound) >= dense_norm(dictionary, 1, 1, (8, 8))
 
 
+@pytest.mark.parametrize("atoms", (64, 512, 2048))
+def test_rounding_adds_nothing_where_few_products_span_all(atoms: int) -> None:
+    """Equal atoms: two eigenvalues, so that what comes after two products is rounding."""
+    d = torch.zeros(atoms, 64, 1, 1)
+    d[:, 0] = 1
+    assert csc.lipschitz(d, input_size=40).item() == pytest.approx(atoms, rel=5e-4)
+
+
 def test_needs_fewer_products_than_a_power_iteration() -> None:
     """As a wide layer asks for it: a third of the products, and nearer."""
     dictionary = random_dictionary(64, 64, 3, 3)

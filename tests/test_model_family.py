@@ -195,6 +195,12 @@ def test_a_saved_model_keeps_what_was_set_in_its_layers(tmp_path: Path) -> None:
         assert torch.equal(Classifier.from_pretrained(folder / "again").eval()(pictures), model(pictures))
 
 
+@pytest.mark.parametrize("settings", ({"nope": {"lmbda": 1.0}}, {"layer0.0.dn": {"forward": 1.0}}))
+def test_unknown_settings_are_named(settings: dict) -> None:
+    with pytest.raises(ValueError, match="settings: sdnet18 has no sparse coding layer"):
+        Classifier("sdnet18", options={"width": 4}, settings=settings)
+
+
 def test_a_model_that_chooses_lmbda_keeps_what_was_set_in_its_layers(tmp_path: Path) -> None:
     model = Classifier("sdnet18_all", options={"width": 4}).eval()
     model.calibration = {f"line_{name}": torch.tensor([0.5, 0.1]) for name in METHODS} | {"best": torch.tensor(0)}
@@ -202,6 +208,7 @@ def test_a_model_that_chooses_lmbda_keeps_what_was_set_in_its_layers(tmp_path: P
     model.get_submodule(second).n_iter = 3
     sdnet.adapt(model).save_pretrained(tmp_path)
     loaded = AdaptiveClassifier.from_pretrained(tmp_path)
+    assert not fixed(loaded.train()).network.training
     for one in (loaded, fixed(loaded)):
         assert [name for name, layer in csc_layers(one).items() if layer.n_iter == 3] == [second]
 

@@ -65,8 +65,9 @@ def _power_kernel(
     v = torch.rand(code, dtype=wide.dtype, device=wide.device, generator=generator) - 0.5
     v = v / v.norm()
     before = torch.zeros_like(v)
-    # What rounding leaves of a vector that the others span is none of its own.
-    rounding, tiny = 100 * torch.finfo(wide.dtype).eps, torch.finfo(wide.dtype).tiny
+    # What rounding, also that of sums over the atoms, leaves of a vector that the others span is none of its own.
+    eps, tiny = torch.finfo(wide.dtype).eps, torch.finfo(wide.dtype).tiny
+    rounding = max(100, code[1]) * eps
     diagonal: list[Tensor] = []
     beside = [wide.new_zeros(())]  # beside[k] couples the vectors k - 1 and k.
     # A CPU's answer costs nothing; a GPU is asked every 8 products.

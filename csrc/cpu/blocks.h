@@ -142,9 +142,10 @@ struct CorrelationBlock {
   const PackedDictionary& dictionary;
   Plane image;
   Plane code;
-  const float* zeros;         // Stands for rows beyond the image, and for a code row beyond the last.
-  double* sums;               // Added to: [kernel rows, or combined rows of pairs][K][row_taps]; of tiles [4][K][4 M].
-  float* combined = nullptr;  // The same of so many pairs of rows.
+  const float* zeros;  // Stands for rows beyond the image, and for a code row beyond the last.
+  double* sums;        // Added to: [kernel rows, or combined rows of pairs][K][row_taps]; of tiles [4][K][4 M], strided
+                       // [..][K][9 M].
+  float* combined = nullptr;  // Room for what so many pairs combine; of strided tiles see strided_room.
   int room = 0;
 };
 

@@ -86,7 +86,7 @@ static void strided_atoms(const AnalysisBlock& b, const PairPositions& positions
         sums[1][column][a] = sum - difference + kinds[4][column][a];
       }
     Rows<2> rows(e, atom);
-    for (int v = 0; v < 2; ++v) {
+    for (int v = 0; v < (alone ? 1 : 2); ++v) {
       rows.code[v] = positions.code[low + v] + atom * rows.code_stride;
       rows.base[v] = positions.base[low + v] + atom * rows.base_stride;
       rows.support[v] = positions.support[low + v] + atom * rows.support_stride;
@@ -107,7 +107,7 @@ static void strided_atoms(const AnalysisBlock& b, const PairPositions& positions
       } else {
         finish_any<A, 2>(e, at, below, atom, codes);
       }
-      for (int v = 0; v < 2; ++v) {
+      for (int v = 0; v < (alone ? 1 : 2); ++v) {
         rows.code[v] += e.code.row_stride;
         rows.base[v] += e.base.row_stride;
         rows.support[v] += e.support.row_stride;

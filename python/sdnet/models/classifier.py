@@ -79,6 +79,8 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         self.network = build(name, num_classes=num_classes, **(options or {}))
         self._built = _settings(self.network)
         for layer, values in (settings or {}).items():
+            if layer not in self._built or not set(values) <= set(SETTINGS):
+                raise ValueError(f"settings: {name} has no sparse coding layer {layer!r} with {', '.join(values)}")
             for setting, value in values.items():
                 setattr(self.network.get_submodule(layer), setting, value)
         for kind, values in (("mean", mean), ("std", std)):

@@ -195,7 +195,7 @@ def adapt(
         calibrate(made, pictures, labels, seed)
     elif isinstance(model, AdaptiveClassifier) or model.calibration is not None:
         lines = model.lines if isinstance(model, AdaptiveClassifier) else model.calibration or {}
-        made.load_state_dict({**made.state_dict(), **lines})
+        made.load_state_dict(lines, strict=False)
     else:
         raise ValueError(
             "the model has no calibration: give training pictures and their labels, or run sdnet calibrate"

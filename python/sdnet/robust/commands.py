@@ -56,11 +56,12 @@ def fixed(model: Classifier) -> Classifier:
     """The model with fixed lmbda that an automatic one was made from."""
     if not isinstance(model, AdaptiveClassifier):
         return model
-    made = Classifier(**model.arguments).eval()
+    made = Classifier(**model.arguments)
     made.network = copy.deepcopy(model.network)  # With what was set in its layers.
-    made.load_state_dict({name: value for name, value in model.state_dict().items() if name in made.state_dict()})
+    for name in ("mean", "std"):
+        setattr(made, name, getattr(model, name).clone())
     made.calibration = model.lines
-    return made
+    return made.eval()
 
 
 def check_titles(names: Sequence[str]) -> None:
