@@ -30,6 +30,7 @@ class LearnedDictionary(nn.Module):
     """What `CSCConv2d` learns: a weight, whose atoms it gives unit norm, and the buffer `step_size`.
 
     In training both follow the weight at every forward. In evaluation they cost nothing until it changes.
+    `step_size_of` is the largest image, (rows, columns), that the step size is right for; None: any.
 
     Args:
         shape: of the weight, (K, M, kH, kW).
@@ -39,6 +40,7 @@ class LearnedDictionary(nn.Module):
     weight: nn.Parameter
     step_size: Tensor
     stride: tuple[int, int]
+    step_size_of: Size | None = None
     _step_of: Mark | None
 
     def __init__(
@@ -61,9 +63,8 @@ class LearnedDictionary(nn.Module):
         self.step = step
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.register_buffer("step_size", torch.full((), math.nan, device=device, dtype=dtype))
-        # Of which weight step_size is, and for images up to which size; None: of none, and for any.
-        self._step_of = None
-        self._step_size_of: Size | None = None
+        self._step_of = None  # Of which weight step_size is.
+        self.step_size_of = None
         # Of which weight the normalised dictionary is at hand for evaluation, and that dictionary.
         self._cached: tuple[Mark | None, Tensor | None] = (None, None)
         self.reset_parameters()
@@ -96,7 +97,7 @@ class LearnedDictionary(nn.Module):
         if self._has_numbers() and bool(torch.isfinite(self.step_size)):
             with torch.no_grad():
                 self._refresh_step(self._normalized(), None)
-        self._step_of, self._step_size_of = None, None
+        self._step_of, self.step_size_of = None, None
 
     # The atoms.
 
@@ -150,7 +151,7 @@ class LearnedDictionary(nn.Module):
         """The step size for this forward, a tensor of its own: the buffer changes under the graph."""
         if torch.compiler.is_compiling():
             return self._compiled_step(dictionary, self._that_matters(size))
-        size, known = self._that_matters(size), self._step_size_of
+        size, known = self._that_matters(size), self.step_size_of
         if known is not None:
             size = max(size[0], known[0]), max(size[1], known[1])
         if self._current() and known in (None, size):
@@ -160,7 +161,7 @@ class LearnedDictionary(nn.Module):
     def _compiled_step(self, dictionary: Tensor, size: Size) -> Tensor:
         if self.training:
             return self._refresh_step(dictionary, size)
-        known = self._step_size_of
+        known = self.step_size_of
         if known is None or known == self._largest_size():
             return self.step_size.clone()
         covered = size[0] <= known[0], size[1] <= known[1]
@@ -186,7 +187,7 @@ class LearnedDictionary(nn.Module):
             self.step_size = self.step_size.clone()
         self.step_size.copy_(step)
         self._step_of = mark(self.weight)
-        self._step_size_of = size if self.step == "power" else None
+        self.step_size_of = size if self.step == "power" else None
         return step
 
     def _new_step(self, dictionary: Tensor, size: Size) -> Tensor:
@@ -224,7 +225,7 @@ class LearnedDictionary(nn.Module):
     def _bring_up_to_date(self) -> None:
         if not self._current():
             with torch.no_grad():
-                self._refresh_step(self._normalized(), self._step_size_of)
+                self._refresh_step(self._normalized(), self.step_size_of)
 
     # Copies, loads and moves give the weight a new identity; what was current before is current after.
 
@@ -261,8 +262,8 @@ class LearnedDictionary(nn.Module):
             self._bring_up_to_date()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
-        if metadata is not None and self._step_size_of is not None:
-            metadata["step_size_of"] = self._step_size_of
+        if metadata is not None and self.step_size_of is not None:
+            metadata["step_size_of"] = self.step_size_of
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         weight, step = (state_dict.get(f"{prefix}{name}") for name in ("weight", "step_size"))
@@ -275,7 +276,7 @@ class LearnedDictionary(nn.Module):
             self._step_of = mark(self.weight)
         elif came and step is not None and not step.is_meta and bool(torch.isfinite(step)):
             self._step_of = mark(self.weight)
-            self._step_size_of = local_metadata.get("step_size_of")
+            self.step_size_of = local_metadata.get("step_size_of")
 
 
 def _holds(made: Mark | None, weight: Tensor) -> bool:

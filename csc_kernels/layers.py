@@ -53,11 +53,11 @@ class CSCConv2d(LearnedDictionary):
     where they touch one of about as many evenly spaced samples. Elsewhere edit the weight under torch.no_grad().
     A compiled forward follows every change of the weight, but in evaluation takes the step size as it is: call
     eval() again after changing the weight of a layer that is compiled. On images smaller than eight kernels the
-    step of wide layers depends on the size: of the largest image so far, or in a compiled forward of each. A
-    program for larger images, or for images of any size, finds it at every call: let the layer see an image of
-    eight kernels before exporting it. A state_dict says in its metadata for which images its step size is. A step
-    size that comes without (safetensors and copies into plain dicts keep none) stays until the weight changes:
-    where it is of smaller images than those to come, call `eval()` after loading the weight alone.
+    step of wide layers depends on the size: of the largest image so far, or in a compiled forward of each.
+    `step_size_of` is that size, (rows, columns), or None for any; a state_dict has it in its metadata. A program
+    for larger images, or for images of any size, finds the step at every call: let the layer see an image of eight
+    kernels before exporting it. A step size that is loaded without its size (safetensors and copies into plain
+    dicts keep none) stays until the weight changes: set `step_size_of` after loading it.
 
     >>> layer = CSCConv2d(3, 64, 3, padding=1, lmbda=0.1)
     >>> z = layer(torch.randn(2, 3, 32, 32))

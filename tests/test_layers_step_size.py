@@ -260,7 +260,7 @@ def test_edits_without_a_trace_are_followed(
                 refill(layer.weight, how, weight)
                 fresh = CSCConv2d(*sizes, padding=1).train(training)
                 fresh.weight.data.copy_(weight)
-                fresh._step_of, fresh._step_size_of = None, layer._step_size_of
+                fresh._step_of, fresh.step_size_of = None, layer.step_size_of
                 # A power iteration stops at a tolerance; the step of the weight before is several times larger.
                 torch.testing.assert_close(layer(x), fresh(x), rtol=0.02, atol=0.005)
                 torch.testing.assert_close(layer.step_size, fresh.step_size, rtol=0.02, atol=0)

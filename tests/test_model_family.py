@@ -187,7 +187,8 @@ def test_a_saved_model_keeps_what_was_set_in_its_layers(tmp_path: Path) -> None:
         for name, value in changes.items():
             setattr(model.network.layer0[0].dn, name, value)
         model.save_pretrained(folder)
-        assert bool(json.loads((folder / "config.json").read_text()).get("settings")) == bool(changes)
+        kept = json.loads((folder / "config.json").read_text()).get("settings") or {}
+        assert {name: value for name, value in kept.get("layer0.0.dn", {}).items()} == changes
         loaded = Classifier.from_pretrained(folder).eval()
         pictures = torch.rand(2, 3, 32, 32)
         assert torch.equal(loaded(pictures), model(pictures))
@@ -199,6 +200,16 @@ def test_a_saved_model_keeps_what_was_set_in_its_layers(tmp_path: Path) -> None:
 def test_unknown_settings_are_named(settings: dict) -> None:
     with pytest.raises(ValueError, match="settings: sdnet18 has no sparse coding layer"):
         Classifier("sdnet18", options={"width": 4}, settings=settings)
+
+
+def test_a_saved_model_says_for_which_images_its_step_sizes_are(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, small, large = Classifier("sdnet18_all", options={"width": 4}), images(2), torch.rand(2, 3, 96, 96)
+    model(small)
+    model.eval().save_pretrained(tmp_path)
+    loaded = Classifier.from_pretrained(tmp_path).eval()
+    for pictures in (small, large):
+        assert torch.equal(loaded(pictures), model(pictures))
 
 
 def test_a_model_that_chooses_lmbda_keeps_what_was_set_in_its_layers(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         options: further arguments of the model, such as width or lmbda.
         classes: their names in the order of the logits, where they are known.
         settings: lmbda, mu and n_iter of single sparse coding layers, by the layer's name in the network, which
-            `save_pretrained` keeps where they have been set to other numbers since.
+            `save_pretrained` keeps where they have been set to other numbers since; and step_size_of, the images
+            that their step size in the file is for.
 
     Shapes:
         pictures (N, C, H, W) in [0, 1] -> logits (N, num_classes).
@@ -61,7 +62,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         std: Sequence[float] = (1.0, 1.0, 1.0),
         options: dict[str, Any] | None = None,
         classes: Sequence[str] = (),
-        settings: dict[str, dict[str, float]] | None = None,
+        settings: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         if len(mean) != len(std) or min(std) <= 0:
@@ -79,10 +80,11 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         self.network = build(name, num_classes=num_classes, **(options or {}))
         self._built = _settings(self.network)
         for layer, values in (settings or {}).items():
-            if layer not in self._built or not set(values) <= set(SETTINGS):
+            if layer not in self._built or not set(values) <= {*SETTINGS, "step_size_of"}:
                 raise ValueError(f"settings: {name} has no sparse coding layer {layer!r} with {', '.join(values)}")
             for setting, value in values.items():
-                setattr(self.network.get_submodule(layer), setting, value)
+                setattr(self.network.get_submodule(layer), setting, _unlisted(value))
+        self._settings = settings or {}
         for kind, values in (("mean", mean), ("std", std)):
             self.register_buffer(kind, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
 
@@ -96,6 +98,9 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
             raise CheckpointError(
                 f"{model_id}: model.safetensors is not of the model in config.json: {reason[:300]}"
             ) from None
+        # The weights came after the settings, with step sizes that do not say for which images they are.
+        for layer, values in model._settings.items():
+            model.network.get_submodule(layer).step_size_of = _unlisted(values.get("step_size_of"))
         calibration = _calibration_file(model_id, options)
         if calibration is not None:
             model.calibration = load_file(calibration)
@@ -107,6 +112,9 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
             differing = {
                 name: value for name, value in values.items() if value != self._built.get(layer, {}).get(name)
             }
+            size = self.network.get_submodule(layer).step_size_of
+            if size is not None:
+                differing["step_size_of"] = size
             if differing:
                 changed[layer] = differing
         self._hub_mixin_config["settings"] = changed or None
@@ -130,7 +138,12 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         return self.network((pictures - self.mean) / self.std)
 
 
-def _settings(network: nn.Module) -> dict[str, dict[str, float]]:
+def _unlisted(value: Any) -> Any:
+    """A size as JSON has it, as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _settings(network: nn.Module) -> dict[str, dict[str, Any]]:
     """What may be set in each sparse coding layer, where it is a number."""
     return {
         layer: {name: getattr(module, name) for name in SETTINGS if not isinstance(getattr(module, name), Tensor)}
