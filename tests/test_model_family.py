@@ -204,8 +204,9 @@ def test_unknown_settings_are_named(settings: dict) -> None:
 
 def test_a_saved_model_says_for_which_images_its_step_sizes_are(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model, small, large = Classifier("sdnet18_all", options={"width": 4}), images(2), torch.rand(2, 3, 96, 96)
+    model, small, large = Classifier("sdnet18_all", options={"width": 16}), images(2), torch.rand(2, 3, 96, 96)
     model(small)
+    assert any(layer.step_size_of for layer in csc_layers(model).values())
     model.eval().save_pretrained(tmp_path)
     loaded = Classifier.from_pretrained(tmp_path).eval()
     for pictures in (small, large):
