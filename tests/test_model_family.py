@@ -211,6 +211,8 @@ def test_a_saved_model_says_for_which_images_its_step_sizes_are(tmp_path: Path) 
     loaded = Classifier.from_pretrained(tmp_path).eval()
     for pictures in (small, large):
         assert torch.equal(loaded(pictures), model(pictures))
+        for one, other in zip(csc_layers(loaded).values(), csc_layers(model).values()):
+            assert torch.equal(one.step_size, other.step_size)
 
 
 def test_a_model_that_chooses_lmbda_keeps_what_was_set_in_its_layers(tmp_path: Path) -> None:
