@@ -28,6 +28,14 @@ static inline __attribute__((always_inline)) void tile_columns(const float* low,
   odd = odd_columns(a, b);
 }
 
+// What three odd taps multiply: sum, difference, upper and lower, of the columns from `from` on.
+static inline __attribute__((always_inline)) void combine_odd(const float* low, const float* high, int from,
+                                                              Vec (&d)[4]) {
+#pragma GCC unroll 2
+  for (int j = 0; j < 4; j += 2) tile_columns(low, high, from + j, d[j], d[j + 1]);
+  combine(d);
+}
+
 // Combined rows of two vectors of codes for an analysis.
 template <int M>
 static void combine_for_analysis(const int* offsets, const float* low, const float* high, int rows, int64_t stride,
@@ -38,7 +46,7 @@ static void combine_for_analysis(const int* offsets, const float* low, const flo
       float* const shared = to + 4 * m * kLanes;
       float* const apart = to + (4 * M + 6 * m) * kLanes;
       const int evens = offsets[7 * m], odds = offsets[7 * m + 4];
-      Vec d[6];
+      Vec d[6], odd[4];
 #pragma GCC unroll 3
       for (int j = 0; j < 6; j += 2) tile_columns(low, high, evens + j, d[j], d[j + 1]);
       store(shared, d[1]);
@@ -47,12 +55,11 @@ static void combine_for_analysis(const int* offsets, const float* low, const flo
       store(apart + kLanes, d[2] - d[3]);
       store(apart + 3 * kLanes, d[2] - d[1]);
       store(apart + 4 * kLanes, d[4] - d[3]);
-#pragma GCC unroll 2
-      for (int j = 0; j < 4; j += 2) tile_columns(low, high, odds + j, d[j], d[j + 1]);
-      store(shared + 2 * kLanes, d[1] + d[2]);
-      store(shared + 3 * kLanes, d[2] - d[1]);
-      store(apart + 2 * kLanes, d[0] - d[2]);
-      store(apart + 5 * kLanes, d[3] - d[1]);
+      combine_odd(low, high, odds, odd);
+      store(shared + 2 * kLanes, odd[0]);
+      store(shared + 3 * kLanes, odd[1]);
+      store(apart + 2 * kLanes, odd[2]);
+      store(apart + 5 * kLanes, odd[3]);
     }
   }
 }
@@ -67,7 +74,7 @@ static void combine_for_correlation(const int* offsets, const float* low, const 
       float* const shared = to + 5 * m * kLanes;
       float* const apart = to + (5 * M + 4 * m) * kLanes;
       const int evens = offsets[7 * m], odds = offsets[7 * m + 4];
-      Vec d[6];
+      Vec d[6], odd[4];
 #pragma GCC unroll 3
       for (int j = 0; j < 6; j += 2) tile_columns(low, high, evens + j, d[j], d[j + 1]);
       store(shared, d[3] - d[1]);
@@ -75,12 +82,11 @@ static void combine_for_correlation(const int* offsets, const float* low, const 
       store(shared + 3 * kLanes, 2.0f * d[1] + 3.0f * d[2] + d[3]);
       store(apart, d[0] - d[2] + 0.5f * (d[1] - d[3]));
       store(apart + 2 * kLanes, d[4] - d[2] + 2.0f * (d[3] - d[1]));
-#pragma GCC unroll 2
-      for (int j = 0; j < 4; j += 2) tile_columns(low, high, odds + j, d[j], d[j + 1]);
-      store(shared + 2 * kLanes, d[2] - d[1]);
-      store(shared + 4 * kLanes, d[1] + d[2]);
-      store(apart + kLanes, d[0] - d[2]);
-      store(apart + 3 * kLanes, d[3] - d[1]);
+      combine_odd(low, high, odds, odd);
+      store(shared + 2 * kLanes, odd[1]);
+      store(shared + 4 * kLanes, odd[0]);
+      store(apart + kLanes, odd[2]);
+      store(apart + 3 * kLanes, odd[3]);
     }
   }
 }
