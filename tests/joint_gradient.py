@@ -1,6 +1,6 @@
-"""Run by torchrun in test_processes.py: the gradient of a batch that all processes share, saved by the first."""
+"""Run in processes by test_processes.py: the gradient of a batch that all processes share, saved by the first."""
 
-import sys
+import os
 
 import torch
 from lightning.fabric import Fabric
@@ -12,10 +12,10 @@ from settled import settled
 from torch.nn import functional as F
 
 
-def main(out: str, processes: str, strategy: str) -> None:
+def main(out: str, strategy: str) -> None:
     torch.set_num_threads(1)
-    chosen = sharding.strategy(Recipe(strategy=strategy, devices=int(processes)))
-    fabric = Fabric(accelerator="cpu", devices=int(processes), strategy=chosen)
+    recipe = Recipe(strategy=strategy, devices=int(os.environ["WORLD_SIZE"]))
+    fabric = Fabric(accelerator="cpu", devices=recipe.devices, strategy=sharding.strategy(recipe))
     fabric.launch()
     torch.manual_seed(0)
     # In evaluation mode, in which batch norms do not look at the batch, of which each process sees a part.
@@ -31,7 +31,3 @@ def main(out: str, processes: str, strategy: str) -> None:
     if fabric.world_size > 1:
         fabric.barrier()
         torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_processes.py: a training of two processes, the second of which sees pictures of NaN."""
+"""Run in processes by test_processes.py: a training of two processes, the second of which sees pictures of NaN."""
 
 import sys
 from pathlib import Path
@@ -23,7 +23,3 @@ def main(out: str, name: str) -> None:
     except TrainingError:
         return
     sys.exit("nobody noticed")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

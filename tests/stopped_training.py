@@ -1,8 +1,7 @@
-"""Run by torchrun in test_processes.py: a training of two processes, which both stop before a given step."""
+"""Run in processes by test_processes.py: a training of two processes, which both stop before a given step."""
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -10,11 +9,11 @@ from rich.console import Console
 from sdnet.training import loop, recipes
 
 
-def main(out: str, strategy: str, stop: str) -> None:
+def main(out: str, strategy: str, stop: int) -> None:
     update, build = loop.Run._update, loop.build_optimizer
 
     def until(run: loop.Run, *batch: torch.Tensor) -> float:
-        if run.step == int(stop):
+        if run.step == stop:
             raise KeyboardInterrupt
         return update(run, *batch)
 
@@ -27,7 +26,4 @@ def main(out: str, strategy: str, stop: str) -> None:
         run = loop.train(recipe, Path(out), Console(quiet=True))
         numbers = torch.tensor([run["test_loss"], run["accuracy"]]) if run else torch.zeros(0)
         torch.save(numbers, Path(out) / f"numbers{os.environ['RANK']}.pt")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    assert torch.load(Path(out) / "last.ckpt", weights_only=True)["step"] == stop
