@@ -66,14 +66,26 @@ def sample(tensor: Tensor) -> Tensor:
 
 
 def can_be_marked(tensor: Tensor) -> bool:
-    """Not where changes cannot be followed: in a compiled graph, in torch.func, in inference mode, in a share."""
+    """Not where changes cannot be followed: compiled, in torch.func or inference mode, without numbers."""
     return not (
         torch.compiler.is_compiling()
         or tensor.is_inference()
-        or tensor.is_meta
         or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        or is_share(tensor)
+        or not has_numbers(tensor)
     )
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether there are numbers to look at, all of them: not those of a share, on meta, of a fake or in a trace."""
+    return not (tensor.is_meta or is_share(tensor) or type(tensor).__name__ == "FakeTensor" or is_traced())
+
+
+def is_traced() -> bool:
+    """Whether every operation here is on fake tensors (FakeTensorMode), or is recorded (make_fx)."""
+    if torch.compiler.is_compiling():
+        return False
+    mode, keys = torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey
+    return mode(keys.FAKE) is not None or mode(keys.PROXY) is not None
 
 
 def is_share(tensor: Tensor) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .changes import Mark, can_be_marked, freeze, is_share, mark, unwrapped
+from .changes import Mark, can_be_marked, freeze, has_numbers, is_traced, mark, unwrapped
 from .functional import finite_step, in_transform
 from .geometry import Padding, Stride, normalize_padding, normalize_stride
 from .lipschitz import lipschitz
@@ -21,6 +22,9 @@ Size = tuple[int, int]
 
 # Up to this many columns of the polyphase matrix the certified bound costs less than a few power iterations.
 BOUND_COLUMNS = 32
+
+# Of whoever reads or writes a step size together with what it is of: threads may evaluate one layer.
+_STEP = threading.RLock()
 
 # Weights that a projection has overwritten, as it left them. Several layers may share one.
 _projected: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -94,33 +98,33 @@ class LearnedDictionary(nn.Module):
         if "step_size" not in self._buffers:
             return
         # The step size follows: at once, for a compiled forward and a state_dict, and again for the next image.
-        if self._has_numbers() and bool(torch.isfinite(self.step_size)):
+        if has_numbers(self.weight) and bool(torch.isfinite(self.step_size)):
             with torch.no_grad():
                 self._refresh_step(self._normalized(), None)
         self._step_of, self.step_size_of = None, None
 
     # The atoms.
 
-    def _has_numbers(self) -> bool:
-        """Whether the whole weight is here."""
-        return not (self.weight.is_meta or is_share(self.weight))
-
     def _normalized(self) -> Tensor:
         weight = self.weight  # Once: it may be a parametrization.
         norm = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
         return weight / norm.clamp_min(1e-12)
 
+    def _with_gradient_of_weight(self) -> Tensor:
+        """The atoms, as if the weight had been them before."""
+        weight = self.weight
+        return weight - weight.detach() + self._normalized().detach()
+
     def dictionary(self) -> Tensor:
         """The atoms, (K, M n_dict, kH, kW), each of unit norm."""
         weight = self.weight
-        writable = weight.is_leaf and not in_transform()
+        writable = weight.is_leaf and not in_transform() and not is_traced()
         if not writable or torch.is_grad_enabled() and weight.requires_grad:
             if self.normalize == "sphere":
                 return self._normalized()
             if writable:
                 return self._projected()
-            # Its value, and its gradient, which is that of the weight.
-            return weight + (self._normalized() - weight).detach()
+            return self._with_gradient_of_weight()
         if not can_be_marked(weight):
             return self._normalized()
         made, cached = self._cached
@@ -135,7 +139,13 @@ class LearnedDictionary(nn.Module):
     def _projected(self) -> Tensor:
         """The weight itself, overwritten before the graph begins. Once: an earlier graph may hold it already."""
         weight = self.weight
-        if torch.compiler.is_compiling() or not _holds(_projected.get(weight), weight):
+        if torch.compiler.is_compiling():
+            # A graph has no memory of that: what it uses must not be the weight that a later use overwrites.
+            dictionary = self._with_gradient_of_weight()
+            with torch.no_grad():
+                weight.copy_(dictionary)
+            return dictionary
+        if not _holds(_projected.get(weight), weight):
             current = self._current()
             with torch.no_grad():
                 weight.copy_(self._normalized())
@@ -149,13 +159,15 @@ class LearnedDictionary(nn.Module):
 
     def _step(self, dictionary: Tensor, size: Size) -> Tensor:
         """The step size for this forward, a tensor of its own: the buffer changes under the graph."""
-        if torch.compiler.is_compiling():
-            return self._compiled_step(dictionary, self._that_matters(size))
-        size, known = self._that_matters(size), self.step_size_of
-        if known is not None:
-            size = max(size[0], known[0]), max(size[1], known[1])
-        if self._current() and known in (None, size):
-            return self.step_size.clone()
+        size = self._that_matters(size)
+        if torch.compiler.is_compiling() or is_traced():
+            return self._compiled_step(dictionary, size)
+        with _STEP:
+            known = self.step_size_of
+            if known is not None:
+                size = max(size[0], known[0]), max(size[1], known[1])
+            if self._current() and known in (None, size):
+                return self.step_size.clone()
         return self._refresh_step(dictionary, size)
 
     def _compiled_step(self, dictionary: Tensor, size: Size) -> Tensor:
@@ -176,18 +188,19 @@ class LearnedDictionary(nn.Module):
         """The step size of a dictionary, also left in the buffer."""
         size = size or self._largest_size()
         step = self._new_step(dictionary, size)
-        if in_transform():
+        if in_transform() or is_traced():
             return step  # Nothing may be written there.
         if torch.compiler.is_compiling():
             # A graph cannot leave a mark; what has one must stay what that says.
             if self._step_of is None:
                 self.step_size.copy_(step)
             return step
-        if self.step_size.is_inference() and not torch.is_inference_mode_enabled():
-            self.step_size = self.step_size.clone()
-        self.step_size.copy_(step)
-        self._step_of = mark(self.weight)
-        self.step_size_of = size if self.step == "power" else None
+        with _STEP:
+            if self.step_size.is_inference() and not torch.is_inference_mode_enabled():
+                self.step_size = self.step_size.clone()
+            self.step_size.copy_(step)
+            self._step_of = mark(self.weight)
+            self.step_size_of = size if self.step == "power" else None
         return step
 
     def _new_step(self, dictionary: Tensor, size: Size) -> Tensor:
@@ -218,7 +231,7 @@ class LearnedDictionary(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Leaving training takes the step size of the last weight, which a compiled forward cannot do."""
         super().train(mode)
-        if not mode and self._has_numbers():
+        if not mode and has_numbers(self.weight):
             self._bring_up_to_date()
         return self
 
@@ -258,7 +271,7 @@ class LearnedDictionary(nn.Module):
     # the version; a step size that comes without stays until the weight changes, as in published checkpoints.
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        if self._has_numbers() and not self._current() and bool(torch.isfinite(self.step_size)):
+        if has_numbers(self.weight) and not self._current() and bool(torch.isfinite(self.step_size)):
             self._bring_up_to_date()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .changes import is_traced
 from .dictionary import LearnedDictionary
 from .functional import fista
 from .geometry import Padding, Stride, code_size, normalize_kernel_size, normalize_size
@@ -57,7 +58,8 @@ class CSCConv2d(LearnedDictionary):
     `step_size_of` is that size, (rows, columns), or None for any; a state_dict has it in its metadata. A program
     for larger images, or for images of any size, finds the step at every call: let the layer see an image of eight
     kernels before exporting it. A step size that is loaded without its size (safetensors and copies into plain
-    dicts keep none) stays until the weight changes: set `step_size_of` after loading it.
+    dicts keep none) stays until the weight changes: set `step_size_of` after loading it. Where processes of
+    DistributedDataParallel see images of different sizes, pass it broadcast_buffers=False.
 
     >>> layer = CSCConv2d(3, 64, 3, padding=1, lmbda=0.1)
     >>> z = layer(torch.randn(2, 3, 32, 32))
@@ -145,6 +147,11 @@ class CSCConv2d(LearnedDictionary):
             number: Any = None if isinstance(value, Tensor) else checks.parameter(name, value).reshape(1)
         super().__setattr__(f"_{name}_number", number)
 
+    def _penalty(self, name: str) -> float | Tensor:
+        number = getattr(self, f"_{name}_number")
+        # Among fake tensors there can be no real one.
+        return getattr(self, name) if number is None or is_traced() else number.reshape(())
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The code of x. Pixels where the mask, bool or floating, is zero are unknown; it broadcasts against x."""
         checks.check_tensor("x", x, (3, 4))
@@ -170,12 +177,12 @@ class CSCConv2d(LearnedDictionary):
         return fista(
             x,
             dictionary,
-            self.lmbda if self._lmbda_number is None else self._lmbda_number.reshape(()),
+            self._penalty("lmbda"),
             self._step(dictionary, size),
             self.n_iter,
             stride=self.stride,
             padding=self._pads,
-            mu=self.mu if self._mu_number is None else self._mu_number.reshape(()),
+            mu=self._penalty("mu"),
             nonneg=self.nonneg,
             momentum=self.momentum,
             mask=mask,

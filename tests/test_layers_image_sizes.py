@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from layer_helpers import both_sizes, compiled, image, train_step
 from problems import Problem, objective
 from torch import nn
 
-from csc_kernels import CSCConv2d
+from csc_kernels import CSCConv2d, dictionary
+from csc_kernels.dictionary import LearnedDictionary
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -160,3 +163,35 @@ def test_a_state_that_has_nothing_of_the_layer_leaves_it_as_it_is(refreshes: lis
     layer.load_state_dict({"1.bias": torch.ones(16)}, strict=False)
     layer(x)
     assert refreshes == []
+
+
+def test_threads_with_images_of_two_sizes_leave_the_step_size_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread of the small image is held in the middle of writing, until the other is done or waits for it."""
+    layer, other = narrow_layer().eval(), narrow_layer().eval()
+    small, large = torch.randn(1, 64, 2, 2), torch.randn(1, 64, 32, 32)
+    layer(small), other(large)
+    both, held, go_on = threading.Barrier(2), threading.Event(), threading.Event()
+    new_step, mark = LearnedDictionary._new_step, dictionary.mark
+
+    def at_once(self: CSCConv2d, atoms: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        step = new_step(self, atoms, size)
+        both.wait(timeout=60)
+        if size == (24, 24):
+            held.wait(timeout=60)
+        return step
+
+    def slowly(weight: torch.Tensor) -> object:
+        if not held.is_set():
+            held.set()
+            go_on.wait(timeout=1)
+        return mark(weight)
+
+    with torch.no_grad():
+        layer.weight.mul_(1)  # Both threads have to find a step size.
+        layer.step_size_of = None
+    monkeypatch.setattr(LearnedDictionary, "_new_step", at_once)
+    monkeypatch.setattr(dictionary, "mark", slowly)
+    with ThreadPoolExecutor(2) as pool, torch.no_grad():
+        list(pool.map(layer, (small, large)))
+    monkeypatch.undo()
+    torch.testing.assert_close(layer(large), other(large))

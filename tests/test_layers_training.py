@@ -48,11 +48,17 @@ def test_gradients_accumulate(normalize: str) -> None:
 
 
 @both_norms
-def test_one_layer_twice_in_one_network(normalize: str) -> None:
+@pytest.mark.parametrize("form", (lambda layer: layer, compiled), ids=("eager", "compiled"))
+def test_one_layer_twice_in_one_network(normalize: str, form: Callable[[nn.Module], nn.Module]) -> None:
     layer = CSCConv2d(4, 4, 3, padding=1, normalize=normalize)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    first, second = copy.deepcopy(layer), copy.deepcopy(layer)
     x = torch.randn(2, 4, 6, 6)
-    layer(layer(x)).sum().backward()
-    assert torch.isfinite(layer.weight.grad).all() and layer.weight.grad.any()
+    form(nn.Sequential(layer, layer))(x).square().sum().backward()
+    second(first(x)).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, first.weight.grad + second.weight.grad)
+    torch.testing.assert_close(layer.weight, first.weight)
 
 
 @both_norms

@@ -29,6 +29,8 @@ from sdnet.training import checkpoint, loop, sharding  # noqa: E402
 from sdnet.training.build import build_optimizer  # noqa: E402
 from sdnet.training.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe  # noqa: E402
 
+from csc_kernels import CSCConv2d  # noqa: E402
+
 TINY = Recipe(
     model=ModelRecipe("sdnet18_all", 2),
     data=DataRecipe(name="digits", random=True, limit=24, batch=8, pad=1),
@@ -248,6 +250,13 @@ def test_an_optimizer_goes_on_in_its_own_form(fused: bool) -> None:
     saved, going_on = (build_optimizer(torch.nn.Linear(2, 2), OptimizerRecipe(), one) for one in (not fused, fused))
     sharding.load_optimizer(going_on, saved.state_dict())
     assert going_on.param_groups[0]["fused"] is fused
+
+
+def test_whole_states_keep_for_which_images_a_step_size_is() -> None:
+    layer, other = (torch.nn.Sequential(CSCConv2d(64, 4, 3, padding=1)) for _ in range(2))
+    layer(torch.rand(1, 64, 2, 3))
+    sharding.load(other, sharding.whole(layer.state_dict()))
+    assert layer[0].step_size_of == other[0].step_size_of == (2, 3)
 
 
 def test_a_foreign_checkpoint_is_refused_by_name(tmp_path: Path) -> None:

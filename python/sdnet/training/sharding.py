@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -50,13 +51,15 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 def whole(state: Any) -> Any:
     """A state dict with every share of a tensor replaced by the tensor; all processes must ask."""
-    return tree_map(lambda value: value.full_tensor() if isinstance(value, DTensor) else value, state)
+    gathered = tree_map(lambda value: value.full_tensor() if isinstance(value, DTensor) else value, state)
+    return _with_metadata_of(state, gathered)
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """model.load_state_dict for whole tensors."""
     own = model.state_dict()
-    model.load_state_dict({name: _shared_like(own.get(name), value) for name, value in state.items()})
+    shared = OrderedDict((name, _shared_like(own.get(name), value)) for name, value in state.items())
+    model.load_state_dict(_with_metadata_of(state, shared))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
@@ -69,6 +72,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     # How it goes over memory is the optimizer's own: fused SGD takes no shares.
     groups = [{**group, "fused": own["fused"]} for group, own in zip(state["param_groups"], optimizer.param_groups)]
     optimizer.load_state_dict({"state": kept, "param_groups": groups})
+
+
+def _with_metadata_of(state: Any, other: Any) -> Any:
+    """What modules leave beside their tensors, such as the images that a step size is for."""
+    if hasattr(state, "_metadata"):
+        other._metadata = state._metadata
+    return other
 
 
 def _shared_like(own: Any, value: Any) -> Any:
