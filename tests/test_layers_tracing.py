@@ -56,10 +56,13 @@ def among_real_ones(layer: CSCConv2d, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("run", (of_fakes, made_of_fakes, among_real_ones))
 def test_fake_tensors_have_the_shape_of_the_code(run, sizes, normalize: str, training: bool) -> None:
     layer = scaled(sizes, normalize, training)
-    x = image(layer)
-    z, expected = run(layer, x), copy.deepcopy(layer)(x)
+    other, x = copy.deepcopy(layer), image(layer, 30, 30)
+    z = run(layer, x)
+    assert layer.step_size_of == other.step_size_of  # What had no numbers left nothing behind.
+    assert torch.equal(layer.step_size, other.step_size)
+    expected = other(x)
     assert isinstance(z, FakeTensor) and z.shape == expected.shape and z.dtype == expected.dtype
-    torch.testing.assert_close(layer(x), expected)  # What had no numbers left nothing behind.
+    torch.testing.assert_close(layer(x), expected)
 
 
 @both_sizes
@@ -69,3 +72,5 @@ def test_a_recorded_forward_gives_the_codes_of_eager(sizes, normalize: str, trai
     x, other = image(layer), image(layer)
     graph = make_fx(layer)(x)
     torch.testing.assert_close(graph(other), layer(other))
+    finds_a_step = any("lipschitz" in str(node.target) for node in graph.graph.nodes)
+    assert finds_a_step == training
