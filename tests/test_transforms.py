@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from op_helpers import both_norms, both_widths, close, image, make, samples
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import csc_kernels as csc
@@ -162,3 +164,23 @@ def test_every_op_asks_for_what_it_saved_once(backend: str, channels: int) -> No
         (expected,) = torch.autograd.grad(run(x).square().sum(), x)
         (found,) = torch.autograd.grad(checkpoint(run, x, use_reentrant=False).square().sum(), x)
         close(found, expected)
+
+
+@both_widths
+def test_a_mode_sees_an_op_and_its_backward(backend: str, channels: int) -> None:
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(op)
+            return op(*args, **(kwargs or {}))
+
+    x, d = image(channels, requires_grad=True), torch.randn(4, channels, 3, 3, requires_grad=True)
+    loss = csc.fista(x, d, 0.1, 0.01, padding=1).square().sum()
+    expected = torch.autograd.grad(loss, (x, d), retain_graph=True)
+    with Watch():
+        csc.fista(x, d, 0.1, 0.01, padding=1)
+        found = torch.autograd.grad(loss, (x, d))
+    assert {torch.ops.csc.fista.default, torch.ops.csc.fista_backward.default} <= set(seen)
+    for gradient, right in zip(found, expected):
+        close(gradient, right)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -38,12 +39,18 @@ def per_code(value: Tensor, z_shape: Sequence[int]) -> Tensor:
 
 
 def threshold(lmbda: Tensor, step_size: Tensor, z_shape: Sequence[int]) -> Tensor:
-    """t lmbda; of a number in one operation: small ones take long once the caches have forgotten them."""
+    """t lmbda; of a number in one operation: each takes long once the caches have forgotten it."""
     if lmbda.dim() == 0:
-        value = step_size.item() * lmbda.item()
-        most = torch.finfo(torch.float32).max  # Of larger numbers torch.full makes an error, not infinity.
-        return torch.full((1, z_shape[1], 1, 1), value if value <= most else torch.inf, dtype=torch.float32)
+        return equal_thresholds(step_size.item() * lmbda.item(), z_shape[1])
     return per_code(step_size * lmbda, z_shape)
+
+
+@functools.lru_cache(maxsize=64)
+def equal_thresholds(value: float, atoms: int) -> Tensor:
+    """Of all atoms; kept, because a backward asks for those of its forward."""
+    most = torch.finfo(torch.float32).max  # Of larger numbers torch.full makes an error, not infinity.
+    with torch.inference_mode(False):
+        return torch.full((1, atoms, 1, 1), value if value <= most else torch.inf, dtype=torch.float32)
 
 
 def divisor(mu: Tensor, step_size: Tensor, z_shape: Sequence[int]) -> Tensor | None:

@@ -26,6 +26,7 @@ from .library import (
     define,
     differentiable_backward,
     empty,
+    is_plain,
     only,
     register_autograd,
     unused,
@@ -93,7 +94,9 @@ def kept_tensors(
 
     They are stacked along the batch, in channels_last. The first step from zero has no residual beside x itself.
     """
-    codes, residuals = kept_counts(n_iter, z0) if keep else (0, 0)
+    if not keep:
+        return unused(x), unused(x)
+    codes, residuals = kept_counts(n_iter, z0)
     shapes = [codes * x.shape[0], *z_shape[1:]], [residuals * x.shape[0], *x.shape[1:]]
     kept = [
         torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last) for shape in shapes
@@ -142,6 +145,17 @@ def _backward_kernel(
             f"{n_iter} steps keep {counts[0]} codes and {counts[1]} residuals, or none; "
             f"got codes {shape(codes)} and residuals {shape(residuals)}"
         )
+    gradients = _gradients(
+        grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride, pads, nonneg,
+        momentum, needs,
+    )  # fmt: skip
+    return tuple(gradient if need else unused(x) for gradient, need in zip(gradients, needs))
+
+
+def _gradients(
+    grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride, pads, nonneg,
+    momentum, needs,
+):  # fmt: skip
     backend = choose(
         "fista_backward",
         x,
@@ -153,11 +167,10 @@ def _backward_kernel(
         mask_gradient=needs[6],
         step_gradient=needs[4],
     )
-    gradients = backend.fista_backward(
+    return backend.fista_backward(
         grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride,
         pads, nonneg, momentum, needs,
     )  # fmt: skip
-    return tuple(gradient if need else unused(x) for gradient, need in zip(gradients, needs))
 
 
 def _backward_fake(
@@ -196,14 +209,16 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _backward(ctx: Any, grad: Tensor, *_unused: Tensor) -> tuple:
     saved = ctx.saved_tensors  # Once: under checkpointing it can be asked for only once.
-    inputs, outputs = saved[:7], saved[7:]
+    inputs = saved[:7]
     needs = list(ctx.needs_input_grad[:7])
     if torch.is_grad_enabled():
         grads = differentiable_backward(
             lambda *tensors: (reference.fista(*tensors, *ctx.options)[0][-1],), inputs, needs, (grad,)
         )
     else:
-        grads = only(needs, fista_backward(grad, *inputs, *outputs, *ctx.options, needs))
+        # Past the dispatcher where it would come to the same: with the tensors of a forward that was checked.
+        compute: Any = _gradients if is_plain(grad, *saved) else fista_backward
+        grads = only(needs, compute(grad, *saved, *ctx.options, needs))
     return *grads, None, None, None, None, None, None
 
 

@@ -15,6 +15,22 @@ _KERNELS: dict[Any, Callable[..., Any]] = {}  # By op.
 # What is left of a call on the CPU below autograd, where no mode looks on.
 _CPU_ALONE = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
+# Of a call on the CPU where nobody looks on; the last is nowhere but for factories.
+_PLAIN = (
+    _CPU_ALONE.add(torch._C.DispatchKey.AutogradCPU)
+    .add(torch._C.DispatchKey.ADInplaceOrView)
+    .add(torch._C.DispatchKey.BackendSelect)
+)
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether these are tensors of the CPU that no transform, mode or subclass looks at."""
+    keys = torch._C._dispatch_tls_local_include_set()
+    for tensor in tensors:
+        if tensor is not None:
+            keys = keys | torch._C._dispatch_keys(tensor)
+    return (keys - torch._C._dispatch_tls_local_exclude_set()) | _PLAIN == _PLAIN
+
 
 def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Define torch.ops.csc.<name> with its kernel for every device, its fake, and its vmap rule."""
@@ -140,6 +156,8 @@ def image(x: Tensor, value: Tensor) -> Tensor:
 
 def gradient_of(tensor: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of a parameter: its dtype, contiguous."""
+    if gradient.dtype is tensor.dtype and gradient.is_contiguous():
+        return gradient
     return gradient.to(tensor.dtype).contiguous()
 
 
