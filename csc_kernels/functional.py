@@ -250,4 +250,4 @@ def default_step_size(dictionary: Tensor, stride: Stride) -> Tensor:
 
 def finite_step(step_size: Tensor) -> Tensor:
     """1 in place of infinity, for a dictionary of zeros, and of NaN, which the code shows by itself."""
-    return torch.where(torch.isfinite(step_size), step_size, 1)
+    return step_size.nan_to_num(1, 1, 1)

@@ -4,16 +4,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Union
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .backends import runs_natively
+
+# On the CPU a number; a GPU's is left there, so that its stream is not stalled.
+Number = Union[float, Tensor]
 
 # The compiled kernel keeps a few matrices of n x n vectors in cache, and the products of all taps with each other,
 # at most 18 MB; for more libraries are faster.
 _NATIVE_SIZE, _NATIVE_TAPS = 32, 1500
 _NUMBERS_AT_ONCE = 1 << 21  # Of the symbol: that of a wide dictionary is not held whole.
+
+
+def scaled_taps(dictionary: Tensor, stride: Sequence[int]) -> tuple[Tensor, Number, Number]:
+    """The taps of the polyphase filter, (K, rows, columns, M sh sw), divided so that powers of their symbol fit.
+
+    Where M sh sw is above K, those of B(w)^H, whose products have B(w)'s eigenvalues and fewer of the zeros.
+
+    Returns:
+        The taps, float64, contiguous; what no eigenvalue was above before they were divided by its root, if it was
+        above 1; and the largest number of the dictionary, by which they had been divided before.
+    """
+    atoms, channels, *kernel = dictionary.shape
+    rows, columns = (math.ceil(k / s) for k, s in zip(kernel, stride))
+    # Products of float64 torch.set_float32_matmul_precision leaves alone: a bound has no room for fewer bits.
+    wide = dictionary.detach().to(torch.float64).contiguous()
+    width = channels * stride[0] * stride[1]
+    if runs_natively(wide):
+        first, last = sorted((atoms, width), reverse=True)
+        taps, parts = wide.new_empty((first, rows, columns, last)), wide.new_empty(2)
+        torch.ops.csc_native.scaled_taps(wide, stride, taps, parts)
+        largest, scale = parts.tolist()
+        return taps, largest, scale
+    below, beside = rows * stride[0] - kernel[0], columns * stride[1] - kernel[1]
+    phases = F.pad(wide, (0, beside, 0, below)).reshape(atoms, channels, rows, stride[0], columns, stride[1])
+    taps = phases.permute(0, 2, 4, 1, 3, 5).reshape(atoms, rows, columns, width)
+    if width > atoms:
+        taps = taps.permute(3, 1, 2, 0)
+    scale = taps.abs().amax()
+    taps = taps / scale.clamp_min(torch.finfo(torch.float64).tiny)
+    # No eigenvalue is larger than the squares of all entries times the taps; divided by that their powers fit.
+    largest = taps.square().sum() * (rows * columns)
+    return (taps / largest.clamp_min(1).sqrt()).contiguous(), largest, scale
 
 
 def largest_moment(taps: Tensor, grid: Sequence[int]) -> Tensor:

@@ -621,6 +621,16 @@ MUTATIONS: dict[str, Table] = {
     "lipschitz.cpp": (
         SYMBOL,
         [
+            ("<<!std::isnan(scale)>>) scale = value", "true"),
+            ("if (<<!(value <= scale)>>", "value > scale"),
+            ("divisor = <<scale < least>> ? least", "false"),
+            ("largest = <<squares * rows>> * columns", "squares"),
+            ("root = <<largest < 1>> ? 1", "true"),
+            ("exchanged = <<channels * stride[0] * stride[1]>> > atoms", "channels"),
+            ("std::fill_n(to, <<taps.numel()>>, 0.0)", "1"),
+            ("(m * stride[0] + <<i % stride[0]>>) * stride[1]", "0"),
+            ("<<i / stride[0]>> * columns + j / stride[1]", "i"),
+            ("inner = <<exchanged>> ? k", "!exchanged"),
             ("<<int64_t{point} * lag % points>>", "point"),
             ("std::copy_n(taps + <<int64_t{k} * width>>, width", "0"),
             ("down = <<q / columns - p / columns>> + rows - 1", "p / columns"),

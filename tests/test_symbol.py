@@ -14,7 +14,7 @@ from torch import Tensor
 
 import csc_kernels as csc
 from csc_kernels import native, symbol
-from csc_kernels.symbol import largest_moment
+from csc_kernels.symbol import largest_moment, scaled_taps
 
 
 def divided(taps: Tensor) -> Tensor:
@@ -112,6 +112,38 @@ def test_the_kernel_runs_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> 
         with csc.use_backend(backend):
             largest_moment(random_taps(*shape), (4, 4))
         assert len(calls) == expected, (backend, shape)
+
+
+SCALED = [
+    ((6, 3, 3, 3), (1, 1)),
+    ((64, 3, 7, 7), (2, 2)),
+    ((5, 2, 3, 4), (2, 3)),
+    ((12, 1, 2, 2), (3, 1)),
+    ((4, 4, 1, 5), (1, 1)),
+    ((3, 5, 4, 3), (1, 2)),  # Fewer atoms than phases of channels: B(w)^H.
+]
+
+
+@pytest.mark.skipif("native" not in csc.available_backends(), reason="no compiled kernels")
+@pytest.mark.parametrize("form", ("contiguous", "channels_last", "slice", "float64", "small", "large", "zero"))
+@pytest.mark.parametrize("shape, stride", SCALED)
+def test_scaled_taps_of_the_kernel_are_the_definitions(
+    shape: tuple[int, ...], stride: tuple[int, int], form: str
+) -> None:
+    dictionary = random_dictionary(*shape, dtype=torch.float64 if form == "float64" else torch.float32)
+    if form == "channels_last":
+        dictionary = dictionary.to(memory_format=torch.channels_last)
+    elif form == "slice":
+        dictionary = torch.cat([dictionary, dictionary], 3)[..., : shape[3]]
+    dictionary = dictionary * {"small": 1e-30, "large": 1e30, "zero": 0}.get(form, 1)
+    with csc.use_backend("reference"):
+        expected, *numbers = scaled_taps(dictionary, stride)
+    taps, *found = scaled_taps(dictionary, stride)
+    assert all(isinstance(number, float) for number in found)
+    assert found == pytest.approx([float(number) for number in numbers], rel=1e-14, abs=0)
+    torch.testing.assert_close(taps, expected, rtol=1e-14, atol=0)
+    rows, columns = taps.shape[1:3]
+    assert float(taps.square().sum() * rows * columns) <= 1 + 1e-12
 
 
 @pytest.mark.parametrize("width", (128, 512))

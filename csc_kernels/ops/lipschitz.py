@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..checks import check_dictionary, check_geometry
 from ..geometry import code_size
 from ..reference import analysis, synthesis
-from ..symbol import largest_moment
+from ..symbol import Number, largest_moment, scaled_taps
 from .library import define
 
 # An eigenvalue that many vectors share hides a larger one of few at first: after k products from a random vector of
@@ -107,31 +107,23 @@ def check_bound(dictionary: Tensor, stride: Sequence[int]) -> None:
 
 def _bound_kernel(dictionary: Tensor, stride: Sequence[int]) -> Tensor:
     check_bound(dictionary, stride)
-    atoms, channels, *kernel = dictionary.shape
-    rows, columns = (math.ceil(k / s) for k, s in zip(kernel, stride))
-    below, beside = rows * stride[0] - kernel[0], columns * stride[1] - kernel[1]
-    # (K, M, kH, kW) -> one K x (M sh sw) matrix B_q per tap of the polyphase filter. In float64, whose products
-    # torch.set_float32_matmul_precision leaves alone: a bound has no room for fewer bits.
-    padded = F.pad(dictionary.detach().to(torch.float64), (0, beside, 0, below))
-    phases = padded.reshape(atoms, channels, rows, stride[0], columns, stride[1])
-    taps = phases.permute(0, 2, 4, 1, 3, 5).reshape(atoms, rows, columns, -1)
-    # B(w)^H B(w) has B(w) B(w)^H's eigenvalues, and fewer of the zeros.
-    if taps.shape[3] > atoms:
-        taps = taps.permute(3, 1, 2, 0)
-    scale = taps.abs().amax()
-    taps = taps / scale.clamp_min(torch.finfo(torch.float64).tiny)
-    # No eigenvalue is larger than the squares of all entries times the taps; divided by that their powers fit.
-    largest = taps.square().sum() * (rows * columns)
-    taps = (taps / largest.clamp_min(1).sqrt()).contiguous()
+    rows, columns = (math.ceil(k / s) for k, s in zip(dictionary.shape[2:], stride))
     grid = [_GRID * t if t > 1 else 1 for t in (rows, columns)]
-    bound = largest * largest_moment(taps, grid).pow(1 / 32)
+    taps, largest, scale = scaled_taps(dictionary, stride)
+    moment: Number = largest_moment(taps, grid)
+    if isinstance(largest, float):
+        moment = float(moment)
+    bound: Any = largest * moment ** (1 / 32)
     for t, n in zip((rows, columns), grid):
         bound = bound / math.cos(math.pi * (t - 1) / n)
     # The step that is made of it may be rounded to the dictionary's dtype.
     bound = bound * (1 + max(_ROUNDING, 2 * torch.finfo(dictionary.dtype).eps)) * scale * scale
     # What rounds to zero is still no upper bound of what is not.
     dtype = _wide(dictionary.dtype)
-    return torch.where(scale == 0, bound, bound.clamp_min(torch.finfo(dtype).tiny)).to(dtype)
+    tiny = torch.finfo(dtype).tiny
+    if isinstance(scale, Tensor):
+        return torch.where(scale == 0, bound, bound.clamp_min(tiny)).to(dtype)
+    return torch.tensor(tiny if scale != 0 and bound < tiny else bound, dtype=dtype, device=dictionary.device)
 
 
 def _power_fake(dictionary, stride, pads, size, tol, max_iter):

@@ -1,11 +1,12 @@
-// csc_native::largest_moment: the largest trace(C(w)^32) of a dictionary's symbol over a grid of frequencies w, from
-// which csc.lipschitz's certified bound is made.
+// What csc.lipschitz's certified bound is made from: csc_native::scaled_taps, the taps B_q of a dictionary's polyphase
+// matrix, and csc_native::largest_moment, the largest trace(C(w)^32) of its symbol over a grid of frequencies w.
 //
 // C(w) = B(w)^H B(w) = sum over lags of exp(i w.lag) L_lag, an n x n matrix, where L are the autocorrelations of the
 // taps B_q, depth x n each. It is equal to its conjugate transpose, so that the entries above the diagonal are enough,
 // and for real taps C(-w) is its conjugate: half of the grid's columns have all moments.
 
 #include <cmath>
+#include <limits>
 
 #include "isa.h"
 #include "tensors.h"
@@ -49,6 +50,42 @@ std::vector<double> autocorrelations(const double* taps, int depth, int rows, in
   return lags;
 }
 
+// dictionary: (K, M, kH, kW) float64, contiguous; taps: float64, (K, rows, columns, M sh sw), or with the first and
+// last dimension exchanged where that makes the last one smaller. parts: {no eigenvalue of the taps' is larger, the
+// largest number of the dictionary}; the taps are divided by this one and, where it is above 1, by the other's root.
+void scaled_taps(Tensor dictionary, std::vector<int64_t> stride, Tensor taps, Tensor parts) {
+  const int64_t atoms = dictionary.size(0), channels = dictionary.size(1), height = dictionary.size(2),
+                width = dictionary.size(3), rows = taps.size(1), columns = taps.size(2), last = taps.size(3);
+  const double* from = static_cast<const double*>(dictionary.data_ptr());
+  double scale = 0, squares = 0;
+  for (int64_t i = 0; i < dictionary.numel(); ++i) {
+    const double value = std::abs(from[i]);
+    if (!(value <= scale) && !std::isnan(scale)) scale = value;
+  }
+  const double least = std::numeric_limits<double>::min(), divisor = scale < least ? least : scale;
+  for (int64_t i = 0; i < dictionary.numel(); ++i) squares += (from[i] / divisor) * (from[i] / divisor);
+  const double largest = squares * rows * columns, root = largest < 1 ? 1 : std::sqrt(largest);
+
+  const bool exchanged = channels * stride[0] * stride[1] > atoms;
+  double* to = static_cast<double*>(taps.data_ptr());
+  std::fill_n(to, taps.numel(), 0.0);
+  for (int64_t k = 0; k < atoms; ++k) {
+    for (int64_t m = 0; m < channels; ++m) {
+      for (int64_t i = 0; i < height; ++i) {
+        for (int64_t j = 0; j < width; ++j) {
+          const int64_t phase = (m * stride[0] + i % stride[0]) * stride[1] + j % stride[1];
+          const int64_t tap = i / stride[0] * columns + j / stride[1];
+          const int64_t outer = exchanged ? phase : k, inner = exchanged ? k : phase;
+          to[(outer * rows * columns + tap) * last + inner] = *from++ / divisor / root;
+        }
+      }
+    }
+  }
+  double* const found = static_cast<double*>(parts.data_ptr());
+  found[0] = largest;
+  found[1] = scale;
+}
+
 // taps: (depth, rows, columns, n) float64, contiguous, none of whose C(w) has an eigenvalue above 1; moment: float64.
 void largest_moment(Tensor taps, std::vector<int64_t> grid, Tensor moment) {
   const Kernels& kernels = chosen_kernels();
@@ -81,4 +118,7 @@ void largest_moment(Tensor taps, std::vector<int64_t> grid, Tensor moment) {
 }  // namespace
 }  // namespace csc
 
-STABLE_TORCH_LIBRARY_IMPL(csc_native, CPU, m) { m.impl("largest_moment", TORCH_BOX(&csc::largest_moment)); }
+STABLE_TORCH_LIBRARY_IMPL(csc_native, CPU, m) {
+  m.impl("scaled_taps", TORCH_BOX(&csc::scaled_taps));
+  m.impl("largest_moment", TORCH_BOX(&csc::largest_moment));
+}
