@@ -621,8 +621,7 @@ MUTATIONS: dict[str, Table] = {
     "lipschitz.cpp": (
         SYMBOL,
         [
-            ("<<!std::isnan(scale)>>) scale = value", "true"),
-            ("if (<<!(value <= scale)>>", "value > scale"),
+            ("std::max(scale, <<std::abs(from[i])>>)", "from[i]"),
             ("divisor = <<scale < least>> ? least", "false"),
             ("largest = <<squares * rows>> * columns", "squares"),
             ("root = <<largest < 1>> ? 1", "true"),

@@ -58,10 +58,7 @@ void scaled_taps(Tensor dictionary, std::vector<int64_t> stride, Tensor taps, Te
                 width = dictionary.size(3), rows = taps.size(1), columns = taps.size(2), last = taps.size(3);
   const double* from = static_cast<const double*>(dictionary.data_ptr());
   double scale = 0, squares = 0;
-  for (int64_t i = 0; i < dictionary.numel(); ++i) {
-    const double value = std::abs(from[i]);
-    if (!(value <= scale) && !std::isnan(scale)) scale = value;
-  }
+  for (int64_t i = 0; i < dictionary.numel(); ++i) scale = std::max(scale, std::abs(from[i]));
   const double least = std::numeric_limits<double>::min(), divisor = scale < least ? least : scale;
   for (int64_t i = 0; i < dictionary.numel(); ++i) squares += (from[i] / divisor) * (from[i] / divisor);
   const double largest = squares * rows * columns, root = largest < 1 ? 1 : std::sqrt(largest);
