@@ -68,3 +68,19 @@ def test_lipschitz(benchmark, problem: Problem, method: str) -> None:
     benchmark(
         csc.lipschitz, problem.dictionary, input_size=problem.size, method=method, tol=1e-3, **problem.options
     )
+
+
+@pytest.mark.parametrize("layer", ["CSCConv2d", "Conv2d"])
+def test_small_training_step(benchmark, layer: str) -> None:
+    """Of one small picture, so that nearly all of it is Python, dispatch and allocation."""
+    x, made = torch.randn(1, 3, 8, 8), {"CSCConv2d": csc.CSCConv2d, "Conv2d": torch.nn.Conv2d}[layer]
+    module = made(3, 64, 3, padding=1, bias=False)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+    upstream = torch.ones(1, 64, 8, 8)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        module(x).backward(upstream)
+        optimizer.step()
+
+    benchmark(step)

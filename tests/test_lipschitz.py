@@ -12,6 +12,7 @@ from problems import dense_operator, random_problem
 from torch import Tensor
 
 import csc_kernels as csc
+from csc_kernels import native
 
 FLOATS = (torch.float32, torch.float64)
 
@@ -205,6 +206,37 @@ def test_rounding_adds_nothing_where_few_products_span_all(atoms: int) -> None:
     d = torch.zeros(atoms, 64, 1, 1)
     d[:, 0] = 1
     assert csc.lipschitz(d, input_size=40).item() == pytest.approx(atoms, rel=5e-4)
+
+
+@pytest.mark.skipif("native" not in csc.available_backends(), reason="no compiled kernels")
+@pytest.mark.parametrize("path", ("direct", "f2"))
+@pytest.mark.parametrize(
+    "sizes, stride, padding, size",
+    (
+        ((24, 20, 3, 3), 1, 1, (9, 8)),
+        ((5, 6, 3, 5), (1, 4), 0, (6, 5)),
+        ((7, 9, 4, 2), 1, "same", (5, 6)),
+        ((6, 5, 3, 3), 2, (2, 0), (7, 4)),
+        ((1, 5, 1, 1), 1, 0, (1, 1)),
+        ((40, 33, 3, 3), 1, 2, (3, 3)),
+    ),
+)
+def test_wide_products_of_the_kernels_are_the_references(
+    path: str, sizes: tuple[int, ...], stride, padding, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    gram = native.wide.gram
+    monkeypatch.setattr(native.wide, "gram", lambda *arguments: made.append(arguments) or gram(*arguments))
+    dictionary = random_dictionary(*sizes, dtype=torch.float32)
+    options = {"stride": stride, "padding": padding, "input_size": size, "tol": 0, "max_iter": 30}
+    with csc.use_backend("reference"):
+        expected = float(csc.lipschitz(dictionary, **options))
+    assert not made
+    with native.use_path(path):
+        found = float(csc.lipschitz(dictionary, **options))
+    assert len(made) == 1
+    assert found == pytest.approx(expected, rel=1e-5, abs=0)
+    assert torch.equal(dictionary, random_dictionary(*sizes, dtype=torch.float32))
 
 
 def test_needs_fewer_products_than_a_power_iteration() -> None:

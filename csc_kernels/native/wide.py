@@ -11,11 +11,13 @@ the three convolutions:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..changes import freeze
 from ..geometry import step_weights
 from ..ops.fista import kept_tensors
 from ..ops.library import gradient_of, image, unused
@@ -52,6 +54,13 @@ def _channels_last(t: Tensor | None) -> Tensor | None:
 
 def _masked(r: Tensor, mask: Tensor | None) -> Tensor:
     return r if mask is None else r.mul_(mask)
+
+
+def gram(dictionary: Tensor, stride, pads, size) -> Callable[[Tensor], Tensor]:
+    """v -> A'A v for codes of one image; what is made of the dictionary, which nobody may change, is made once."""
+    image = dictionary.new_empty((1, dictionary.shape[1], *size))
+    a = Convolutions(image, freeze(dictionary), stride, pads, -1.0)
+    return lambda v: a.analysis(a.residual(None, v.contiguous(memory_format=torch.channels_last)))
 
 
 def residual(x, z, dictionary, stride, pads, mask):

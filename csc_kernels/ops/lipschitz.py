@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..backends import runs_natively
 from ..checks import check_dictionary, check_geometry
 from ..geometry import code_size
 from ..reference import analysis, synthesis
@@ -72,19 +73,32 @@ def _power_kernel(
     beside = [wide.new_zeros(())]  # beside[k] couples the vectors k - 1 and k.
     # A CPU's answer costs nothing; a GPU is asked every 8 products.
     interval = 1 if wide.device.type == "cpu" else 8
+    multiply = _gram(wide, stride, pads, size)
     for i in range(1, max_iter + 1):
-        product = analysis(synthesis(v, wide, stride, pads, size), wide, stride, pads)
+        product = multiply(v)
         diagonal.append((product * v).sum())
         size_of_product = product.norm()
         product = product - diagonal[-1] * v - beside[-1] * before
         rest = product.norm()
         beside.append(torch.where(rest > rounding * size_of_product, rest, 0))
         before, v = v, torch.where(beside[-1] > 0, product / rest.clamp_min(tiny), 0)
-        if i % interval == 0 or i == max_iter:
+        if i == max_iter or i >= LEAST_PRODUCTS and i % interval == 0:
             value = _largest_eigenvalue(diagonal, beside[1:-1])
-            if i >= LEAST_PRODUCTS and value - _largest_eigenvalue(diagonal[:-1], beside[1:-2]) <= tol * value:
+            if i < max_iter and value - _largest_eigenvalue(diagonal[:-1], beside[1:-2]) <= tol * value:
                 break
     return (value.to(scale.device) * scale.double().square()).to(wide.dtype)
+
+
+def _gram(
+    dictionary: Tensor, stride: Sequence[int], pads: Sequence[int], size: Sequence[int]
+) -> Callable[[Tensor], Tensor]:
+    """v -> A'A v for codes of one image. Nobody may change the dictionary meanwhile."""
+    if dictionary.dtype is torch.float32 and runs_natively(dictionary):
+        from ..native import stem, wide  # Which build on the ops.
+
+        if not stem.serves(dictionary):
+            return wide.gram(dictionary, stride, pads, size)
+    return lambda v: analysis(synthesis(v, dictionary, stride, pads, size), dictionary, stride, pads)
 
 
 def _largest_eigenvalue(diagonal: Sequence[Tensor], beside: Sequence[Tensor]) -> Tensor:
