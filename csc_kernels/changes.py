@@ -56,6 +56,10 @@ class Mark:
             return False
         return self._sample is None or torch.equal(sample(tensor), self._sample)
 
+    def seems_to_hold(self, tensor: Tensor) -> bool:
+        """The same where numbers cannot be looked at: in a trace, of a tensor that has some."""
+        return self._tensor() is tensor and self._of(tensor) == self._state
+
 
 def sample(tensor: Tensor) -> Tensor:
     """At most about SAMPLES numbers of a tensor, evenly spaced in memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,16 @@ BOUND_COLUMNS = 32
 
 # Of whoever reads or writes a step size together with what it is of: threads may evaluate one layer.
 _STEP = threading.RLock()
+
+
+def _unlock() -> None:
+    """In a process that was forked: whoever held the lock is not there."""
+    global _STEP
+    _STEP = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
 
 # Weights that a projection has overwritten, as it left them. Several layers may share one.
 _projected: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -173,6 +184,8 @@ class LearnedDictionary(nn.Module):
     def _compiled_step(self, dictionary: Tensor, size: Size) -> Tensor:
         if self.training:
             return self._refresh_step(dictionary, size)
+        if is_traced() and not (self._step_of and self._step_of.seems_to_hold(self.weight)):
+            return self._new_step(dictionary, size)
         known = self.step_size_of
         if known is None or known == self._largest_size():
             return self.step_size.clone()

@@ -286,3 +286,18 @@ def test_the_code_is_sparser_with_a_larger_lmbda(backend: str) -> None:
     problem = random_problem(dtype=torch.float32, padding=1, n_iter=5)
     counts = [int((problem.solve(lmbda=lmbda) != 0).sum()) for lmbda in (0.0, 0.1, 0.5, 1.0, 2.0, 50.0)]
     assert counts == sorted(counts, reverse=True) and counts[0] > counts[-2] > 0 == counts[-1]
+
+
+@pytest.mark.parametrize("z0", (False, True))
+@pytest.mark.parametrize("channels, rows", ((3, 33), (3, 3), (6, 3)))
+def test_the_backward_of_a_batch_of_none(backend: str, channels: int, rows: int, z0: bool) -> None:
+    x, d = torch.randn(0, channels, 40, 8), torch.randn(4, channels, rows, 3, requires_grad=True)
+    start = torch.zeros(0, 4, 41 - rows, 6) if z0 else None
+    for z in (
+        csc.fista(x, d, 0.1, 0.01, z0=start),
+        torch.ops.csc.fista(
+            x, d, *map(torch.tensor, (0.1, 0.0, 0.01)), start, None, 2, (1, 1), (0, 0, 0, 0), True, "fista", False
+        )[0],
+    ):
+        (gradient,) = torch.autograd.grad(z.sum(), d)
+        assert torch.equal(gradient, torch.zeros_like(d))

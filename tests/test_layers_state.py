@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +17,7 @@ import torch
 from layer_helpers import both_norms, both_sizes, image, train_step
 
 import csc_kernels as csc
-from csc_kernels import CSCConv2d
+from csc_kernels import CSCConv2d, changes
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -144,3 +148,40 @@ def test_moves_where_modules_swap_their_tensors(normalize: str, training: bool) 
         torch.testing.assert_close(layer.float()(x).detach(), expected)
     finally:
         torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+@pytest.mark.parametrize("kernel, stride", ((1, 1), (3, 1), (3, 2)))
+def test_nothing_of_earlier_weights_is_kept(kernel: int, stride: int, layout: torch.memory_format) -> None:
+    layer = CSCConv2d(40, 6, kernel, stride=stride).to(memory_format=layout)
+    kept = []
+    for _ in range(3):
+        train_step(layer.train(), image(layer))
+        with torch.no_grad():
+            layer.eval()(image(layer))
+        gc.collect()
+        kept.append(len(changes._FROZEN))
+    assert kept[0] == kept[1] == kept[2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_forked_while_a_thread_holds_the_step_size_goes_on() -> None:
+    code = """
+import os, threading, torch
+from csc_kernels import CSCConv2d, dictionary
+torch.set_num_threads(1)
+layer, held, leave = CSCConv2d(3, 4, 3), threading.Event(), threading.Event()
+def hold():
+    with dictionary._STEP:
+        held.set()
+        leave.wait()
+threading.Thread(target=hold).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    layer(torch.ones(1, 3, 4, 4))
+    os._exit(0)
+leave.set()
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -14,10 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from csc_kernels import CSCConv2d
 
-pytestmark = [
-    pytest.mark.usefixtures("seeded"),
-    pytest.mark.parametrize("training", (True, False), ids=("training", "evaluation")),
-]
+pytestmark = pytest.mark.usefixtures("seeded")
+both_modes = pytest.mark.parametrize("training", (True, False), ids=("training", "evaluation"))
 
 
 def scaled(sizes: tuple[int, int, int], normalize: str, training: bool) -> CSCConv2d:
@@ -51,6 +49,7 @@ def among_real_ones(layer: CSCConv2d, x: Tensor) -> Tensor:
         return layer(mode.from_tensor(x))
 
 
+@both_modes
 @both_sizes
 @both_norms
 @pytest.mark.parametrize("run", (of_fakes, made_of_fakes, among_real_ones))
@@ -65,6 +64,7 @@ def test_fake_tensors_have_the_shape_of_the_code(run, sizes, normalize: str, tra
     torch.testing.assert_close(layer(x), expected)
 
 
+@both_modes
 @both_sizes
 @both_norms
 def test_a_recorded_forward_gives_the_codes_of_eager(sizes, normalize: str, training: bool) -> None:
@@ -74,3 +74,14 @@ def test_a_recorded_forward_gives_the_codes_of_eager(sizes, normalize: str, trai
     torch.testing.assert_close(graph(other), layer(other))
     finds_a_step = any("lipschitz" in str(node.target) for node in graph.graph.nodes)
     assert finds_a_step == training
+
+
+@both_sizes
+def test_a_recorded_evaluation_finds_the_step_of_a_changed_weight(sizes) -> None:
+    layer = scaled(sizes, "sphere", False)
+    x = image(layer)
+    layer(x)
+    with torch.no_grad():
+        layer.weight.copy_(torch.rand_like(layer.weight))
+    found = make_fx(layer)(x)(x)
+    torch.testing.assert_close(found, layer(x))

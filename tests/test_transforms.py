@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from op_helpers import both_norms, both_widths, close, image, make, samples
 from torch import Tensor
+from torch._dynamo import compiled_autograd
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -184,3 +186,33 @@ def test_a_mode_sees_an_op_and_its_backward(backend: str, channels: int) -> None
     assert {torch.ops.csc.fista.default, torch.ops.csc.fista_backward.default} <= set(seen)
     for gradient, right in zip(found, expected):
         close(gradient, right)
+
+
+@pytest.mark.parametrize(
+    "pack, error",
+    (
+        (lambda t: t[:1] if t.dim() == 4 else t, ValueError),
+        (lambda t: t[..., :4, :4] if t.dim() == 4 else t, ValueError),
+        (lambda t: t.bfloat16() if t.dim() == 4 else t, TypeError),
+    ),
+    ids=("fewer", "smaller", "rounded"),
+)
+@both_widths
+def test_what_hooks_make_of_saved_tensors_is_checked(
+    backend: str, channels: int, pack: Callable[[Tensor], Tensor], error: type
+) -> None:
+    x, d = image(channels), torch.randn(4, channels, 3, 3, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        z = csc.fista(x, d, 0.1, 0.01, padding=1)
+    with pytest.raises(error):
+        z.sum().backward()
+
+
+@both_widths
+def test_compiled_autograd_takes_the_backward_as_one_op(channels: int) -> None:
+    x, d = image(channels), torch.randn(4, channels, 3, 3, requires_grad=True)
+    (expected,) = torch.autograd.grad(csc.fista(x, d, 0.1, 0.01, padding=1).square().sum(), d)
+    loss = csc.fista(x, d, 0.1, 0.01, padding=1).square().sum()
+    with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        loss.backward()
+    close(d.grad, expected)

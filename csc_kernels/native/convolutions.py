@@ -54,7 +54,10 @@ class Direct:
 
     def _kept(self, key: object, make: Callable[[], Tensor]) -> Tensor:
         if ("direct", key) not in self.kept:
-            self.kept["direct", key] = make()
+            made = make()
+            if made is self.plain:  # What is kept must not keep alive what it is derived from.
+                return made
+            self.kept["direct", key] = made
         return self.kept["direct", key]
 
     def _packed(self, weight: Tensor, key: object, image: Tensor, padding: list[int], stride: list[int]) -> Tensor:

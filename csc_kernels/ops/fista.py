@@ -95,7 +95,7 @@ def kept_tensors(
     They are stacked along the batch, in channels_last. The first step from zero has no residual beside x itself.
     """
     if not keep:
-        return unused(x), unused(x)
+        return x.new_empty((0, *z_shape[1:])), x.new_empty((0, *x.shape[1:]))
     codes, residuals = kept_counts(n_iter, z0)
     shapes = [codes * x.shape[0], *z_shape[1:]], [residuals * x.shape[0], *x.shape[1:]]
     kept = [
@@ -109,7 +109,7 @@ def _fake(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, n
     return empty(x, z_shape), *kept_tensors(x, z_shape, z0, n_iter, keep)
 
 
-def _backward_kernel(
+def _gradients(
     grad: Tensor,
     x: Tensor,
     dictionary: Tensor,
@@ -127,11 +127,8 @@ def _backward_kernel(
     nonneg: bool,
     momentum: str,
     needs: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    """The gradients of x, the dictionary, lmbda, mu, step_size, z0 and mask; empty ones for those not needed.
-
-    A list of the needed ones would do, but not for is_grads_batched=True: its vmap knows single tensors alone.
-    """
+) -> Sequence[Any]:
+    """Of x, the dictionary, lmbda, mu, step_size, z0 and mask; what is not needed may be None, or anything."""
     code = check_fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, momentum)
     check_code("z", z, x, code)
     check_same("grad", grad, z)
@@ -145,17 +142,6 @@ def _backward_kernel(
             f"{n_iter} steps keep {counts[0]} codes and {counts[1]} residuals, or none; "
             f"got codes {shape(codes)} and residuals {shape(residuals)}"
         )
-    gradients = _gradients(
-        grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride, pads, nonneg,
-        momentum, needs,
-    )  # fmt: skip
-    return tuple(gradient if need else unused(x) for gradient, need in zip(gradients, needs))
-
-
-def _gradients(
-    grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride, pads, nonneg,
-    momentum, needs,
-):  # fmt: skip
     backend = choose(
         "fista_backward",
         x,
@@ -171,6 +157,16 @@ def _gradients(
         grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, stride,
         pads, nonneg, momentum, needs,
     )  # fmt: skip
+
+
+def _backward_kernel(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """The gradients, with empty ones for those not needed.
+
+    A list of the needed ones would do, but not for is_grads_batched=True: its vmap knows single tensors alone.
+    """
+    needs = rest[-1]
+    gradients = _gradients(grad, x, *rest)
+    return tuple(gradient if need else unused(x) for gradient, need in zip(gradients, needs))
 
 
 def _backward_fake(
@@ -216,8 +212,9 @@ def _backward(ctx: Any, grad: Tensor, *_unused: Tensor) -> tuple:
             lambda *tensors: (reference.fista(*tensors, *ctx.options)[0][-1],), inputs, needs, (grad,)
         )
     else:
-        # Past the dispatcher where it would come to the same: with the tensors of a forward that was checked.
-        compute: Any = _gradients if is_plain(grad, *saved) else fista_backward
+        # Past the dispatcher where it would come to the same.
+        direct = not torch.compiler.is_compiling() and is_plain(grad, *saved)
+        compute: Any = _gradients if direct else fista_backward
         grads = only(needs, compute(grad, *saved, *ctx.options, needs))
     return *grads, None, None, None, None, None, None
 
