@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -170,7 +171,7 @@ def test_threads_with_images_of_two_sizes_leave_the_step_size_of_one(monkeypatch
     layer, other = narrow_layer().eval(), narrow_layer().eval()
     small, large = torch.randn(1, 64, 2, 2), torch.randn(1, 64, 32, 32)
     layer(small), other(large)
-    both, held, go_on = threading.Barrier(2), threading.Event(), threading.Event()
+    both, held = threading.Barrier(2), threading.Event()
     new_step, mark = LearnedDictionary._new_step, dictionary.mark
 
     def at_once(self: CSCConv2d, atoms: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -183,7 +184,7 @@ def test_threads_with_images_of_two_sizes_leave_the_step_size_of_one(monkeypatch
     def slowly(weight: torch.Tensor) -> object:
         if not held.is_set():
             held.set()
-            go_on.wait(timeout=1)
+            time.sleep(1)
         return mark(weight)
 
     with torch.no_grad():

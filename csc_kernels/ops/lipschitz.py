@@ -121,14 +121,14 @@ def check_bound(dictionary: Tensor, stride: Sequence[int]) -> None:
 
 def _bound_kernel(dictionary: Tensor, stride: Sequence[int]) -> Tensor:
     check_bound(dictionary, stride)
-    rows, columns = (math.ceil(k / s) for k, s in zip(dictionary.shape[2:], stride))
-    grid = [_GRID * t if t > 1 else 1 for t in (rows, columns)]
     taps, largest, scale = scaled_taps(dictionary, stride)
+    lengths = taps.shape[1:3]
+    grid = [_GRID * t if t > 1 else 1 for t in lengths]
     moment: Number = largest_moment(taps, grid)
     if isinstance(largest, float):
         moment = float(moment)
     bound: Any = largest * moment ** (1 / 32)
-    for t, n in zip((rows, columns), grid):
+    for t, n in zip(lengths, grid):
         bound = bound / math.cos(math.pi * (t - 1) / n)
     # The step that is made of it may be rounded to the dictionary's dtype.
     bound = bound * (1 + max(_ROUNDING, 2 * torch.finfo(dictionary.dtype).eps)) * scale * scale

@@ -51,8 +51,8 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 def whole(state: Any) -> Any:
     """A state dict with every share of a tensor replaced by the tensor; all processes must ask."""
-    gathered = tree_map(lambda value: value.full_tensor() if isinstance(value, DTensor) else value, state)
-    return _with_metadata_of(state, gathered)
+    tensors = tree_map(lambda value: value.full_tensor() if isinstance(value, DTensor) else value, state)
+    return _with_metadata_of(state, tensors)
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
