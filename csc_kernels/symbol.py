@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Union
 
 import torch
 from torch import Tensor
@@ -12,35 +11,39 @@ from torch.nn import functional as F
 
 from .backends import runs_natively
 
-# On the CPU a number; a GPU's is left there, so that its stream is not stalled.
-Number = Union[float, Tensor]
-
 # The compiled kernel keeps a few matrices of n x n vectors in cache, and the products of all taps with each other,
 # at most 18 MB; for more libraries are faster.
 _NATIVE_SIZE, _NATIVE_TAPS = 32, 1500
 _NUMBERS_AT_ONCE = 1 << 21  # Of the symbol: that of a wide dictionary is not held whole.
 
 
-def scaled_taps(dictionary: Tensor, stride: Sequence[int]) -> tuple[Tensor, Number, Number]:
+def has_kernel(dictionary: Tensor, stride: Sequence[int]) -> bool:
+    """Whether the compiled kernel finds the bound of a dictionary."""
+    atoms, channels, *kernel = dictionary.shape
+    rows, columns = (-(-k // s) for k, s in zip(kernel, stride))
+    size = min(atoms, channels * stride[0] * stride[1])
+    return _fits_kernel(rows, columns, size) and runs_natively(dictionary)
+
+
+def _fits_kernel(rows: int, columns: int, size: int) -> bool:
+    return size <= _NATIVE_SIZE and rows * columns * size <= _NATIVE_TAPS
+
+
+def scaled_taps(dictionary: Tensor, stride: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """The taps of the polyphase filter, (K, rows, columns, M sh sw), divided so that powers of their symbol fit.
 
     Where M sh sw is above K, those of B(w)^H, whose products have B(w)'s eigenvalues and fewer of the zeros.
 
     Returns:
         The taps, float64, contiguous; what no eigenvalue was above before they were divided by its root, if it was
-        above 1; and the largest number of the dictionary, by which they had been divided before.
+        above 1; and the largest number of the dictionary, by which they had been divided before. On a GPU both stay
+        there, so that its stream is not stalled.
     """
     atoms, channels, *kernel = dictionary.shape
     rows, columns = (math.ceil(k / s) for k, s in zip(kernel, stride))
     # Products of float64 torch.set_float32_matmul_precision leaves alone: a bound has no room for fewer bits.
-    wide = dictionary.detach().to(torch.float64).contiguous()
+    wide = dictionary.detach().to(torch.float64)
     width = channels * stride[0] * stride[1]
-    if runs_natively(wide):
-        first, last = sorted((atoms, width), reverse=True)
-        taps, parts = wide.new_empty((first, rows, columns, last)), wide.new_empty(2)
-        torch.ops.csc_native.scaled_taps(wide, stride, taps, parts)
-        largest, scale = parts.tolist()
-        return taps, largest, scale
     below, beside = rows * stride[0] - kernel[0], columns * stride[1] - kernel[1]
     phases = F.pad(wide, (0, beside, 0, below)).reshape(atoms, channels, rows, stride[0], columns, stride[1])
     taps = phases.permute(0, 2, 4, 1, 3, 5).reshape(atoms, rows, columns, width)
@@ -66,7 +69,7 @@ def largest_moment(taps: Tensor, grid: Sequence[int]) -> Tensor:
     True
     """
     _, rows, columns, n = taps.shape
-    if n <= _NATIVE_SIZE and rows * columns * n <= _NATIVE_TAPS and runs_natively(taps):
+    if _fits_kernel(rows, columns, n) and runs_natively(taps):
         moment = taps.new_empty(())
         torch.ops.csc_native.largest_moment(taps, grid, moment)
         return moment

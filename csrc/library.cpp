@@ -33,7 +33,7 @@ STABLE_TORCH_LIBRARY(csc_native, m) {
   m.def(
       "winograd_gradient(Tensor[] images, Tensor[] codes, int side, int top, int left, float scale, "
       "Tensor(b!)? seconds, Tensor(a!) gradient) -> ()");
-  m.def("scaled_taps(Tensor dictionary, int[] stride, Tensor(a!) taps, Tensor(b!) parts) -> ()");
+  m.def("lipschitz_bound(Tensor dictionary, int[] stride, int per_tap, float rounding) -> float");
   m.def("largest_moment(Tensor taps, int[] grid, Tensor(a!) moment) -> ()");
   m.def("winograd_lanes() -> int");
   m.def("winograd_bfloat16() -> bool");

@@ -100,18 +100,22 @@ def test_a_symbol_made_part_by_part_is_the_whole_one(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.skipif("native" not in csc.available_backends(), reason="no compiled kernels")
 def test_the_kernel_runs_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    monkeypatch.setattr(torch.ops.csc_native, "largest_moment", lambda *arguments: calls.append(arguments))
+    calls: list[tuple] = []
+    monkeypatch.setattr(torch.ops.csc_native, "largest_moment", lambda *given: calls.append(given))
+    monkeypatch.setattr(torch.ops.csc_native, "lipschitz_bound", lambda *given: calls.append(given) or 1.0)
     for backend, shape, expected in (
         ("native", (2, 2, 2, 3), 1),
         ("reference", (2, 2, 2, 3), 0),
-        ("native", (2, 1, 1, 33), 0),
+        ("native", (34, 1, 1, 33), 0),
         ("native", (1, 40, 40, 1), 0),
     ):
-        calls.clear()
         with csc.use_backend(backend):
+            calls.clear()
             largest_moment(random_taps(*shape), (4, 4))
-        assert len(calls) == expected, (backend, shape)
+            assert len(calls) == expected, (backend, shape)
+            calls.clear()
+            csc.lipschitz(random_taps(*shape).permute(0, 3, 1, 2), method="bound")
+            assert len(calls) == expected, (backend, shape)
 
 
 SCALED = [
@@ -124,27 +128,51 @@ SCALED = [
 ]
 
 
-@pytest.mark.skipif("native" not in csc.available_backends(), reason="no compiled kernels")
-@pytest.mark.parametrize("form", ("contiguous", "channels_last", "slice", "float64", "small", "large", "zero"))
+@pytest.mark.parametrize("form", ("contiguous", "channels_last", "slice", "small", "large", "zero", "negative"))
 @pytest.mark.parametrize("shape, stride", SCALED)
-def test_scaled_taps_of_the_kernel_are_the_definitions(
-    shape: tuple[int, ...], stride: tuple[int, int], form: str
+def test_every_bound_is_the_definitions(
+    shape: tuple[int, ...], stride: tuple[int, int], form: str, implementation: str
 ) -> None:
-    dictionary = random_dictionary(*shape, dtype=torch.float64 if form == "float64" else torch.float32)
+    dictionary = random_dictionary(*shape)
     if form == "channels_last":
         dictionary = dictionary.to(memory_format=torch.channels_last)
     elif form == "slice":
         dictionary = torch.cat([dictionary, dictionary], 3)[..., : shape[3]]
     dictionary[0, 0, 0, 0] = -9  # The largest.
     dictionary = dictionary * {"small": 1e-30, "large": 1e30, "zero": 0}.get(form, 1)
-    with csc.use_backend("reference"):
-        expected, *numbers = scaled_taps(dictionary, stride)
-    taps, *found = scaled_taps(dictionary, stride)
-    assert all(isinstance(number, float) for number in found)
-    assert found == pytest.approx([float(number) for number in numbers], rel=1e-12, abs=0)
-    torch.testing.assert_close(taps, expected, rtol=1e-12, atol=0)
+    if form == "negative":
+        dictionary = -dictionary.abs()
+    taps, largest, scale = scaled_taps(dictionary, stride)
     rows, columns = taps.shape[1:3]
     assert float(taps.square().sum() * rows * columns) <= 1 + 1e-12
+    grid = [12 * taps if taps > 1 else 1 for taps in (rows, columns)]
+    between = math.prod(math.cos(math.pi * (taps - 1) / points) for taps, points in zip((rows, columns), grid))
+    expected = float(largest * scale**2) * expected_moment(taps, grid) ** (1 / 32) / between
+    bound = csc.lipschitz(dictionary, stride=stride, method="bound")
+    assert float(bound) == pytest.approx(expected * (1 + 1e-7), rel=1e-11, abs=0)
+
+
+@pytest.mark.skipif("native" not in csc.available_backends(), reason="no compiled kernels")
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_the_bound_of_less_precise_numbers_is_above_theirs(dtype: torch.dtype) -> None:
+    dictionary = random_dictionary(8, 3, 3, 3).to(dtype)
+    exact, bound = (float(csc.lipschitz(d, method="bound")) for d in (dictionary.double(), dictionary))
+    rounding = 2 * torch.finfo(dtype).eps
+    assert exact < bound == pytest.approx(exact * (1 + rounding) / (1 + 1e-7), rel=1e-7)
+
+
+@pytest.mark.skipif("native" not in csc.available_backends(), reason="no compiled kernels")
+@pytest.mark.parametrize("shape, stride", [((64, 3, 3, 3), 1), ((64, 3, 7, 7), 2), ((5, 2, 4, 6), (2, 1))])
+def test_threads_do_not_change_the_bound(shape: tuple[int, ...], stride: int) -> None:
+    dictionary = random_dictionary(*shape)
+    threads, bounds = torch.get_num_threads(), set()
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            bounds.add(float(csc.lipschitz(dictionary, stride=stride, method="bound")))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(bounds) == 1
 
 
 @pytest.mark.parametrize("width", (128, 512))

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,9 +24,21 @@ def unavailable() -> str | None:
     return None
 
 
+def _loaded() -> Any:
+    """The library's ops, for those who come before any solve."""
+    reason = unavailable()
+    if reason is not None:
+        raise RuntimeError(reason)
+    return torch.ops.csc_native
+
+
 def build_info() -> dict[str, object]:
-    """The compiler that built the library, the instruction set in use and those that this CPU runs."""
-    ops = torch.ops.csc_native
+    """The compiler that built the library, the instruction set in use and those that this CPU runs.
+
+    Raises:
+        RuntimeError: there is no library, or it does not load.
+    """
+    ops = _loaded()
     return {
         "compiler": ops.compiler(),
         "isa": ops.isa(),
@@ -38,11 +51,12 @@ def use_isa(name: str) -> Iterator[None]:
     """Run the stem kernels of another instruction set until the context ends, in the whole process.
 
     Raises:
-        RuntimeError: this processor cannot run it.
+        RuntimeError: this processor cannot run it, or there is no library.
     """
-    before = torch.ops.csc_native.isa()
-    torch.ops.csc_native.choose_isa(name)
+    ops = _loaded()
+    before = ops.isa()
+    ops.choose_isa(name)
     try:
         yield
     finally:
-        torch.ops.csc_native.choose_isa(before)
+        ops.choose_isa(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from ..backends import runs_natively
 from ..checks import check_dictionary, check_geometry
 from ..geometry import code_size
 from ..reference import analysis, synthesis
-from ..symbol import Number, largest_moment, scaled_taps
+from ..symbol import has_kernel, largest_moment, scaled_taps
 from .library import define
 
 # An eigenvalue that many vectors share hides a larger one of few at first: after k products from a random vector of
@@ -121,23 +120,23 @@ def check_bound(dictionary: Tensor, stride: Sequence[int]) -> None:
 
 def _bound_kernel(dictionary: Tensor, stride: Sequence[int]) -> Tensor:
     check_bound(dictionary, stride)
+    dtype = _wide(dictionary.dtype)
+    # What rounds to zero is still no upper bound of what is not.
+    tiny = torch.finfo(dtype).tiny
+    # The step that is made of it may be rounded to the dictionary's dtype.
+    rounding = max(_ROUNDING, 2 * torch.finfo(dictionary.dtype).eps)
+    if has_kernel(dictionary, stride):
+        wide = dictionary.detach().to(torch.float64).contiguous()
+        number = torch.ops.csc_native.lipschitz_bound(wide, stride, _GRID, rounding)
+        return torch.tensor(tiny if 0 < number < tiny else number, dtype=dtype)
     taps, largest, scale = scaled_taps(dictionary, stride)
     lengths = taps.shape[1:3]
     grid = [_GRID * t if t > 1 else 1 for t in lengths]
-    moment: Number = largest_moment(taps, grid)
-    if isinstance(largest, float):
-        moment = float(moment)
-    bound: Any = largest * moment ** (1 / 32)
+    bound = largest * largest_moment(taps, grid) ** (1 / 32)
     for t, n in zip(lengths, grid):
         bound = bound / math.cos(math.pi * (t - 1) / n)
-    # The step that is made of it may be rounded to the dictionary's dtype.
-    bound = bound * (1 + max(_ROUNDING, 2 * torch.finfo(dictionary.dtype).eps)) * scale * scale
-    # What rounds to zero is still no upper bound of what is not.
-    dtype = _wide(dictionary.dtype)
-    tiny = torch.finfo(dtype).tiny
-    if isinstance(scale, Tensor):
-        return torch.where(scale == 0, bound, bound.clamp_min(tiny)).to(dtype)
-    return torch.tensor(tiny if scale != 0 and bound < tiny else bound, dtype=dtype, device=dictionary.device)
+    bound = bound * (1 + rounding) * scale * scale
+    return torch.where(scale == 0, bound, bound.clamp_min(tiny)).to(dtype)
 
 
 def _power_fake(dictionary, stride, pads, size, tol, max_iter):

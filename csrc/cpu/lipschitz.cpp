@@ -1,5 +1,5 @@
-// What csc.lipschitz's certified bound is made from: csc_native::scaled_taps, the taps B_q of a dictionary's polyphase
-// matrix, and csc_native::largest_moment, the largest trace(C(w)^32) of its symbol over a grid of frequencies w.
+// csc_native::lipschitz_bound, the certified bound of csc.lipschitz, and csc_native::largest_moment, the largest
+// trace(C(w)^32) of a polyphase matrix's symbol over a grid of frequencies w, which the bound is made from.
 //
 // C(w) = B(w)^H B(w) = sum over lags of exp(i w.lag) L_lag, an n x n matrix, where L are the autocorrelations of the
 // taps B_q, depth x n each. It is equal to its conjugate transpose, so that the entries above the diagonal are enough,
@@ -16,22 +16,47 @@ namespace {
 
 constexpr double kTurn = 6.283185307179586;
 
-// cos and sin of the angles between a point of the grid and the lags 1 - taps to taps - 1, the sizes of each apart.
-void write_waves(int point, int points, int taps, int step, double* to) {
-  for (int lag = 1 - taps; lag < taps; ++lag, to += 2 * step) {
-    const double angle = kTurn * (int64_t{point} * lag % points) / points;
-    to[0] = std::cos(angle);
-    to[step] = std::sin(angle);
+// Parts of a grid that are looked at by themselves, so that threads have work and none of them changes the result.
+constexpr int kParts = 4;
+
+// The taps of a polyphase matrix, [depth][rows][columns][n].
+struct Taps {
+  const double* data;
+  int depth, rows, columns, n;
+};
+
+// exp(i w lag) at the points of one axis of the grid, for the lags 1 - taps to taps - 1.
+class Waves {
+ public:
+  Waves(int points, int taps) : points_(points), taps_(taps), turn_(2 * points) {
+    for (int i = 0; i < points; ++i) {
+      turn_[2 * i] = std::cos(kTurn * i / points);
+      turn_[2 * i + 1] = std::sin(kTurn * i / points);
+    }
   }
-}
+
+  // cos and sin at a point, `step` apart.
+  void write(int point, int step, double* to) const {
+    for (int lag = 1 - taps_; lag < taps_; ++lag, to += 2 * step) {
+      int64_t i = int64_t{point} * lag % points_;
+      if (i < 0) i += points_;
+      to[0] = turn_[2 * i];
+      to[step] = turn_[2 * i + 1];
+    }
+  }
+
+ private:
+  const int points_, taps_;
+  std::vector<double> turn_;
+};
 
 // [lag of rows][lag of columns][pairs], see SymbolColumn.
-std::vector<double> autocorrelations(const double* taps, int depth, int rows, int columns, int n, int pairs,
-                                     const Kernels& kernels) {
+std::vector<double> autocorrelations(const Taps& taps, int pairs, const Kernels& kernels) {
+  const int depth = taps.depth, rows = taps.rows, columns = taps.columns, n = taps.n;
   const int width = rows * columns * n, padded = round_up(width, 8);
   const Floats storage(int64_t{2} * padded * (depth + padded));
   double *wide = reinterpret_cast<double*>(storage.get()), *products = wide + int64_t{padded} * depth;
-  for (int k = 0; k < depth; ++k) std::copy_n(taps + int64_t{k} * width, width, wide + int64_t{k} * padded);
+  for (int k = 0; k < depth; ++k) std::copy_n(taps.data + int64_t{k} * width, width, wide + int64_t{k} * padded);
   kernels.gram(wide, depth, padded, products);
 
   std::vector<double> lags(int64_t{2 * rows - 1} * (2 * columns - 1) * pairs);
@@ -50,72 +75,95 @@ std::vector<double> autocorrelations(const double* taps, int depth, int rows, in
   return lags;
 }
 
-// dictionary: (K, M, kH, kW) float64, contiguous; taps: float64, (K, rows, columns, M sh sw), or with the first and
-// last dimension exchanged where that makes the last one smaller. parts: {no eigenvalue of the taps' is larger, the
-// largest number of the dictionary}; the taps are divided by this one and, where it is above 1, by the other's root.
-void scaled_taps(Tensor dictionary, std::vector<int64_t> stride, Tensor taps, Tensor parts) {
-  const int64_t atoms = dictionary.size(0), channels = dictionary.size(1), height = dictionary.size(2),
-                width = dictionary.size(3), rows = taps.size(1), columns = taps.size(2), last = taps.size(3);
-  const double* from = static_cast<const double*>(dictionary.data_ptr());
-  double scale = 0, squares = 0;
-  for (int64_t i = 0; i < dictionary.numel(); ++i) scale = std::max(scale, std::abs(from[i]));
-  const double least = std::numeric_limits<double>::min(), divisor = scale < least ? least : scale;
-  for (int64_t i = 0; i < dictionary.numel(); ++i) squares += (from[i] / divisor) * (from[i] / divisor);
-  const double largest = squares * rows * columns, root = largest < 1 ? 1 : std::sqrt(largest);
+// No eigenvalue of the taps' C(w) may be above 1.
+double moment_of(const Taps& taps, int grid_rows, int grid_columns) {
+  const Kernels& kernels = chosen_kernels();
+  const int n = taps.n, lanes = kernels.lanes / 2, pairs = round_up(n * (n + 1) / 2, lanes);
+  const int row_lags = 2 * taps.rows - 1, column_lags = 2 * taps.columns - 1, points = round_up(grid_rows, lanes);
+  const std::vector<double> lags = autocorrelations(taps, pairs, kernels);
+  const Waves down(grid_rows, taps.rows), across(grid_columns, taps.columns);
+  std::vector<double> row_waves(int64_t{2} * points * row_lags);
+  for (int point = 0; point < points; ++point)  // Those that fill the last vector are points of the grid again.
+    down.write(point % grid_rows, lanes,
+               row_waves.data() + point / lanes * int64_t{2} * lanes * row_lags + point % lanes);
 
-  const bool exchanged = channels * stride[0] * stride[1] > atoms;
-  double* to = static_cast<double*>(taps.data_ptr());
-  std::fill_n(to, taps.numel(), 0.0);
-  for (int64_t k = 0; k < atoms; ++k) {
-    for (int64_t m = 0; m < channels; ++m) {
-      for (int64_t i = 0; i < height; ++i) {
-        for (int64_t j = 0; j < width; ++j) {
-          const int64_t phase = (m * stride[0] + i % stride[0]) * stride[1] + j % stride[1];
-          const int64_t tap = i / stride[0] * columns + j / stride[1];
-          const int64_t outer = exchanged ? phase : k, inner = exchanged ? k : phase;
-          to[(outer * rows * columns + tap) * last + inner] = *from++ / divisor / root;
-        }
-      }
+  const int grid_half = grid_columns / 2 + 1;
+  double moments[kParts] = {};
+  parallel_tasks(kParts, [&](int64_t part) {
+    std::vector<double> column_waves(2 * column_lags);
+    const Floats room(2 * (int64_t{2} * row_lags * pairs + int64_t{4} * n * n * lanes));
+    SymbolColumn column{n, pairs, row_lags, column_lags, points};
+    column.lags = lags.data();
+    column.row_waves = row_waves.data();
+    column.column_waves = column_waves.data();
+    column.room = reinterpret_cast<double*>(room.get());
+    double largest = 0;
+    for (int64_t point = grid_half * part / kParts; point < grid_half * (part + 1) / kParts; ++point) {
+      across.write(static_cast<int>(point), 1, column_waves.data());
+      largest = kernels.largest_moment(column, largest);
     }
-  }
-  double* const found = static_cast<double*>(parts.data_ptr());
-  found[0] = largest;
-  found[1] = scale;
+    moments[part] = largest;
+  });
+  return *std::max_element(moments, moments + kParts);
 }
 
-// taps: (depth, rows, columns, n) float64, contiguous, none of whose C(w) has an eigenvalue above 1; moment: float64.
+// taps: (depth, rows, columns, n) float64, contiguous; moment: float64.
 void largest_moment(Tensor taps, std::vector<int64_t> grid, Tensor moment) {
-  const Kernels& kernels = chosen_kernels();
-  const int depth = static_cast<int>(taps.size(0)), rows = static_cast<int>(taps.size(1)),
-            columns = static_cast<int>(taps.size(2)), n = static_cast<int>(taps.size(3));
-  const int lanes = kernels.lanes / 2, pairs = round_up(n * (n + 1) / 2, lanes);
-  const int grid_rows = static_cast<int>(grid[0]), grid_columns = static_cast<int>(grid[1]);
-  const std::vector<double> lags =
-      autocorrelations(static_cast<const double*>(taps.data_ptr()), depth, rows, columns, n, pairs, kernels);
-  const int row_lags = 2 * rows - 1, column_lags = 2 * columns - 1, points = round_up(grid_rows, lanes);
-  std::vector<double> row_waves(int64_t{2} * points * row_lags), column_waves(2 * column_lags);
-  for (int point = 0; point < points; ++point)  // Those that fill the last vector are points of the grid again.
-    write_waves(point % grid_rows, grid_rows, rows, lanes,
-                row_waves.data() + point / lanes * int64_t{2} * lanes * row_lags + point % lanes);
-  const Floats room(2 * (int64_t{2} * row_lags * pairs + int64_t{4} * n * n * lanes));
+  const Taps all{static_cast<const double*>(taps.data_ptr()), static_cast<int>(taps.size(0)),
+                 static_cast<int>(taps.size(1)), static_cast<int>(taps.size(2)), static_cast<int>(taps.size(3))};
+  *static_cast<double*>(moment.data_ptr()) = moment_of(all, static_cast<int>(grid[0]), static_cast<int>(grid[1]));
+}
 
-  SymbolColumn column{n, pairs, row_lags, column_lags, points};
-  column.lags = lags.data();
-  column.row_waves = row_waves.data();
-  column.column_waves = column_waves.data();
-  column.room = reinterpret_cast<double*>(room.get());
-  double largest = 0;
-  for (int point = 0; point <= grid_columns / 2; ++point) {
-    write_waves(point, grid_columns, columns, 1, column_waves.data());
-    largest = kernels.largest_moment(column, largest);
+// dictionary: (K, M, kH, kW) float64, contiguous. The bound of ||A||^2 for any image, by a grid of `per_tap` points for
+// each tap, above what is lost to rounding; 0 for zeros alone. Where M sh sw is above K it is taken of B(w)^H.
+double lipschitz_bound(Tensor dictionary, std::vector<int64_t> stride, int64_t per_tap, double rounding) {
+  const int atoms = static_cast<int>(dictionary.size(0)), channels = static_cast<int>(dictionary.size(1)),
+            height = static_cast<int>(dictionary.size(2)), width = static_cast<int>(dictionary.size(3)),
+            down = static_cast<int>(stride[0]), across = static_cast<int>(stride[1]);
+  const int rows = ceil_div(height, down), columns = ceil_div(width, across), phases = channels * down * across;
+  const double* from = static_cast<const double*>(dictionary.data_ptr());
+  const int64_t count = dictionary.numel();
+
+  // Divided by the largest number, and by what then no eigenvalue is above, the squares of all entries times the taps:
+  // so that powers fit.
+  double scale = 0, squares = 0;
+  for (int64_t i = 0; i < count; ++i) scale = std::max(scale, std::abs(from[i]));
+  const double least = std::numeric_limits<double>::min(), divisor = scale < least ? least : scale;
+  std::vector<double> numbers(count);
+  for (int64_t i = 0; i < count; ++i) {
+    numbers[i] = from[i] / divisor;
+    squares += numbers[i] * numbers[i];
   }
-  *static_cast<double*>(moment.data_ptr()) = largest;
+  const double largest = squares * rows * columns, factor = largest < 1 ? 1 : 1 / std::sqrt(largest);
+
+  const bool exchanged = phases > atoms;
+  const int depth = exchanged ? phases : atoms, n = exchanged ? atoms : phases;
+  const int64_t of_atom = exchanged ? 1 : int64_t{rows} * columns * n;
+  const int64_t of_phase = exchanged ? int64_t{rows} * columns * n : 1;
+  std::vector<int64_t> places;  // Of the taps of one atom.
+  for (int m = 0; m < channels; ++m)
+    for (int i = 0; i < height; ++i)
+      for (int j = 0; j < width; ++j)
+        places.push_back(((m * down + i % down) * across + j % across) * of_phase +
+                         int64_t{i / down * columns + j / across} * n);
+  std::vector<double> taps(int64_t{depth} * rows * columns * n);
+  const double* next = numbers.data();
+  for (int k = 0; k < atoms; ++k)
+    for (const int64_t place : places) taps[k * of_atom + place] = *next++ * factor;
+
+  const auto points = [&](int length) { return length > 1 ? static_cast<int>(per_tap) * length : 1; };
+  const double moment = moment_of({taps.data(), depth, rows, columns, n}, points(rows), points(columns));
+  double bound = largest * std::pow(moment, 1 / 32.0);
+  // What it can be between the points of one axis.
+  for (const int length : {rows, columns}) bound /= std::cos(kTurn / 2 * (length - 1) / points(length));
+  bound = bound * (1 + rounding) * scale * scale;
+  return scale != 0 && bound < least ? least : bound;
 }
 
 }  // namespace
 }  // namespace csc
 
 STABLE_TORCH_LIBRARY_IMPL(csc_native, CPU, m) {
-  m.impl("scaled_taps", TORCH_BOX(&csc::scaled_taps));
+  m.impl("lipschitz_bound", TORCH_BOX(&csc::lipschitz_bound));
   m.impl("largest_moment", TORCH_BOX(&csc::largest_moment));
 }

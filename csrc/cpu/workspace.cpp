@@ -4,14 +4,6 @@
 
 namespace csc {
 
-float read(const Strided& t, int64_t offset) {
-  if (t.element == Element::float32) return static_cast<const float*>(t.data)[offset];
-  const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(t.data)[offset]) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 namespace {
 
 void write(const Strided& t, int64_t offset, float value) {

@@ -123,6 +123,8 @@ class Pool {
   std::vector<Floats> storage_;
 };
 
+struct Filter;
+
 // The dictionary (K, M, kH, kW), any strides, in the kernels' orders.
 class DictionaryPack {
  public:
@@ -141,11 +143,9 @@ class DictionaryPack {
   }
   std::vector<float> gradient(const double* sums) const;
 
-  float at(int k, int m, int dy, int dx) const {
-    return plain_[((static_cast<size_t>(k) * channels_ + m) * kernel_height_ + dy) * kernel_width_ + dx];
-  }
-
  private:
+  class Analysis;
+
   // A combined row of the image, and the kernel rows of which its weights are a combination.
   struct Product {
     Combination row;
@@ -153,28 +153,29 @@ class DictionaryPack {
     double weights[kMostTaps];
   };
 
-  // The combined rows of pairs, and their weights.
-  void pair_taps(const Shape& s, float scale, const Kernels& kernels);
+  // The weights of a product in all kernel columns and atoms, [M][kW][K]; and of those of one channel a combination of
+  // the columns `step` apart from the first, [K].
+  void combine_rows(const Product& product, std::vector<double>& combined) const;
+  void combine_columns(const double* combined, const Filter& filter, int first, int step, double* weights) const;
 
-  double weight(const Product& product, int k, int m, int dx) const;
+  // The weights of both directions where columns are taken one by one. Returns Analysis::most.
+  double pack_rows(const Shape& s, float scale, const std::vector<Product>& products, const Kernels& kernels,
+                   std::vector<float>& analysis, std::vector<float>& spread) const;
 
-  // The weights of tiles; none where they are not all finite.
-  void pack_tiles(float scale, int block);
+  // Those of pairs, of tiles, and of strided tiles beside pairs; none where they are not all finite.
+  void pack_pairs(const Shape& s, float scale, const Kernels& kernels);
+  void pack_tiles(float scale, const Kernels& kernels);
+  void pack_strided(float scale, const Kernels& kernels);
 
   std::vector<float> gradient_of_tiles(const double* sums) const;
-
-  // The weights of strided tiles, beside those of pairs.
-  void pack_strided(float scale, int block);
 
   // The sums of pairs from those of strided tiles.
   std::vector<double> sums_of_columns(const double* sums) const;
 
-  // The weights of the synthesis.
-  void pack_spread(const Shape& s, const std::vector<Product>& products, std::vector<float>& to) const;
-
   int atoms_, channels_, kernel_height_, kernel_width_;
   std::vector<Product> products_;  // Of pairs; or each kernel row by itself.
-  std::vector<float> plain_, analysis_, paired_, spread_, row_by_row_, tile_analysis_, tile_spread_, strided_;
+  std::vector<float> plain_;       // [kH][M][kW][K]
+  std::vector<float> analysis_, paired_, spread_, row_by_row_, tile_analysis_, tile_spread_, strided_;
   std::vector<Combination> pairs_, rows_;
   std::vector<int> columns_;  // Of a kernel row, phases outside.
   std::vector<int> offsets_;
@@ -182,7 +183,13 @@ class DictionaryPack {
 };
 
 // One number of a tensor.
-float read(const Strided& from, int64_t offset);
+inline float read(const Strided& from, int64_t offset) {
+  if (from.element == Element::float32) return static_cast<const float*>(from.data)[offset];
+  const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(from.data)[offset]) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
 
 // x, a mask or a gradient of an image to and from phased rows.
 void read_image(const Strided& from, const Plane& to, const Shape& s, const Widths& widths);
