@@ -18,15 +18,11 @@ _NUMBERS_AT_ONCE = 1 << 21  # Of the symbol: that of a wide dictionary is not he
 
 
 def has_kernel(dictionary: Tensor, stride: Sequence[int]) -> bool:
-    """Whether the compiled kernel finds the bound of a dictionary."""
+    """Whether the compiled kernel finds the bound of a dictionary, with a stride no longer than its kernel."""
     atoms, channels, *kernel = dictionary.shape
     rows, columns = (-(-k // s) for k, s in zip(kernel, stride))
     size = min(atoms, channels * stride[0] * stride[1])
-    return _fits_kernel(rows, columns, size) and runs_natively(dictionary)
-
-
-def _fits_kernel(rows: int, columns: int, size: int) -> bool:
-    return size <= _NATIVE_SIZE and rows * columns * size <= _NATIVE_TAPS
+    return size <= _NATIVE_SIZE and rows * columns * size <= _NATIVE_TAPS and runs_natively(dictionary)
 
 
 def scaled_taps(dictionary: Tensor, stride: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,10 +65,6 @@ def largest_moment(taps: Tensor, grid: Sequence[int]) -> Tensor:
     True
     """
     _, rows, columns, n = taps.shape
-    if _fits_kernel(rows, columns, n) and runs_natively(taps):
-        moment = taps.new_empty(())
-        torch.ops.csc_native.largest_moment(taps, grid, moment)
-        return moment
     largest = taps.new_zeros(())
     for power in _symbol(taps, grid):
         # trace(C^32) is the squared Frobenius norm of C^16.

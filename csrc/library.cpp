@@ -33,8 +33,7 @@ STABLE_TORCH_LIBRARY(csc_native, m) {
   m.def(
       "winograd_gradient(Tensor[] images, Tensor[] codes, int side, int top, int left, float scale, "
       "Tensor(b!)? seconds, Tensor(a!) gradient) -> ()");
-  m.def("lipschitz_bound(Tensor dictionary, int[] stride, int per_tap, float rounding) -> float");
-  m.def("largest_moment(Tensor taps, int[] grid, Tensor(a!) moment) -> ()");
+  m.def("lipschitz_bound(Tensor dictionary, int[] stride, int per_tap, float rounding, float tiny) -> float");
   m.def("winograd_lanes() -> int");
   m.def("winograd_bfloat16() -> bool");
   m.def("isa() -> str");

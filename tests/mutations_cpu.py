@@ -139,7 +139,7 @@ MUTATIONS: dict[str, Table] = {
             ("(first + <<i * step>>) * atoms_", "i", "avx512"),
             ("weights[k] += <<filter.weights[i]>> * from[k]", "filter.weights[0]", "avx512"),
             ("<<int64_t{product} * atoms_ * columns>> * channels_", "0"),
-            ("phase + <<c * s.stride_width>>) * atoms_", "c"),
+            ("phase + <<c * s.stride_width>>} * atoms_", "c"),
             ("to += <<int64_t{count} * atoms_ * columns>> * channels_", "0"),
             ("product.row.factors[product.row.count++] = <<filter.rows[i]>>;", "1.0f"),
             (
@@ -154,6 +154,11 @@ MUTATIONS: dict[str, Table] = {
             ("m = <<product / 2 % channels_>>;", "0", "avx512"),
             ("kTileFilters[<<2 * half + product % 2>>]", "2 * half", "avx512"),
             ("if (<<!std::isfinite(most)>>) return;  // Those", "false", "avx512"),
+            (
+                "to[k * per_row] = static_cast<float>(<<-weights[k]>>)",
+                "std::clamp(-weights[k], -3e38, 3e38)",
+                "avx512",
+            ),
             ("&combined[<<m * kernel_width_>> * atoms_], column.filter", "0", "avx512"),
         ],
     ),

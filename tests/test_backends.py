@@ -288,6 +288,14 @@ def test_every_instruction_set_obeys_the_rule(isa: str, case: str) -> None:
         assert_gradients(Problem.solve, Problem.plain, problem)
 
 
+def test_without_its_library_it_has_no_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native.library, "unavailable", lambda: "there is none")
+    with pytest.raises(RuntimeError, match="there is none"):
+        native.build_info()
+    with pytest.raises(RuntimeError, match="there is none"), native.use_isa("avx2"):
+        pass
+
+
 @pytest.mark.skipif("native" not in BACKENDS, reason="the native backend is not there")
 def test_an_unknown_instruction_set_is_an_error() -> None:
     before = native.build_info()["isa"]

@@ -357,6 +357,12 @@ def test_wide_layers_of_networks_take_tiles(precision: None) -> None:
             assert paths.choose_path(dictionary.bfloat16(), (1, 1), 64, (size, size), gradient) == rounded
 
 
+@pytest.mark.parametrize("channels, path", [(8, "direct"), (16, "f2"), (24, "f2"), (32, "f2")])
+def test_layers_of_few_channels_take_tiles_where_they_pay(precision: None, channels: int, path: str) -> None:
+    torch.set_float32_matmul_precision("highest")
+    assert paths.choose_path(torch.empty(channels, channels, 3, 3), (1, 1), 64, (32, 32)) == path
+
+
 def test_the_precision_that_torch_was_asked_for_reaches_the_layer(precision: None) -> None:
     problem = random_problem(dtype=torch.float32, channels=64, atoms=64, size=(16, 16), padding=1, batch=16)
     default = problem.solve()

@@ -135,6 +135,24 @@ def test_products_of_large_atoms_overflow_only_where_they_do_row_by_row(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, equal_nan=True)
 
 
+def test_a_synthesis_whose_weights_overflow_is_computed_row_by_row(backend: str) -> None:
+    """Those of its tiles are 9/4 of the taps at most; times the step size, as the analysis takes them, they fit."""
+    dictionary = torch.full((4, 1, 3, 3), 3e38).requires_grad_()
+    z0 = torch.zeros(1, 4, 9, 32)
+    z0[0, 0, 4, 16] = 1e-36
+    options = {"lmbda": 0.0, "step_size": 1e-7, "n_iter": 1, "padding": 1, "nonneg": False}
+
+    def solve(dictionary: torch.Tensor, z0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        code = csc.fista(torch.zeros(1, 1, 9, 32, dtype=z0.dtype), dictionary, z0=z0, **options)
+        return code.detach(), torch.autograd.grad(code.sum() * 1e-30, dictionary)[0]
+
+    found = solve(dictionary, z0)
+    with csc.use_backend("reference"):
+        expected = solve(dictionary.double(), z0.double())
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6 * float(other.abs().max()))
+
+
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, 3e38))
 @pytest.mark.parametrize("column", (4, 15, 16))
 def test_a_gradient_that_is_not_finite_is_computed_row_by_row(backend: str, column: int, value: float) -> None:

@@ -120,6 +120,8 @@ def check_bound(dictionary: Tensor, stride: Sequence[int]) -> None:
 
 def _bound_kernel(dictionary: Tensor, stride: Sequence[int]) -> Tensor:
     check_bound(dictionary, stride)
+    # Where strides are longer than the kernel, what they pass over is zero.
+    stride = [min(s, k) for s, k in zip(stride, dictionary.shape[2:])]
     dtype = _wide(dictionary.dtype)
     # What rounds to zero is still no upper bound of what is not.
     tiny = torch.finfo(dtype).tiny
@@ -127,8 +129,7 @@ def _bound_kernel(dictionary: Tensor, stride: Sequence[int]) -> Tensor:
     rounding = max(_ROUNDING, 2 * torch.finfo(dictionary.dtype).eps)
     if has_kernel(dictionary, stride):
         wide = dictionary.detach().to(torch.float64).contiguous()
-        number = torch.ops.csc_native.lipschitz_bound(wide, stride, _GRID, rounding)
-        return torch.tensor(tiny if 0 < number < tiny else number, dtype=dtype)
+        return torch.tensor(torch.ops.csc_native.lipschitz_bound(wide, stride, _GRID, rounding, tiny), dtype=dtype)
     taps, largest, scale = scaled_taps(dictionary, stride)
     lengths = taps.shape[1:3]
     grid = [_GRID * t if t > 1 else 1 for t in lengths]

@@ -35,7 +35,7 @@ float headroom(double most) {
 // Weights of the analysis, block by block, of each block [products][atoms]; and what they add up to.
 class DictionaryPack::Analysis {
  public:
-  Analysis(std::vector<AtomBlock> blocks, int atoms, int products, float scale)
+  Analysis(std::vector<AtomBlock> blocks, int atoms, int64_t products, float scale)
       : blocks_(std::move(blocks)), products_(products), scale_(scale), row_(atoms), totals_(atoms) {
     weights_.resize(static_cast<size_t>(atoms) * products);
   }
@@ -140,20 +140,20 @@ double DictionaryPack::pack_rows(const Shape& s, float scale, const std::vector<
                                  const Kernels& kernels, std::vector<float>& analysis,
                                  std::vector<float>& spread) const {
   const int count = static_cast<int>(products.size());
-  Analysis packed(blocks_of(atoms_, kernels.atoms, 4), atoms_, count * channels_ * kernel_width_, scale);
+  Analysis packed(blocks_of(atoms_, kernels.atoms, 4), atoms_, int64_t{count} * channels_ * kernel_width_, scale);
   spread.resize(static_cast<size_t>(atoms_) * count * channels_ * kernel_width_);
   std::vector<double> combined;
   for (int product = 0; product < count; ++product) {
     combine_rows(products[product], combined);
     for (int m = 0; m < channels_; ++m)
-      for (const int dx : columns_) packed.add(&combined[(m * kernel_width_ + dx) * atoms_]);
+      for (const int dx : columns_) packed.add(&combined[int64_t{m * kernel_width_ + dx} * atoms_]);
     float* to = spread.data();
     for (int phase = 0; phase < s.stride_width; ++phase) {
       const int columns = s.columns_of(phase);
       float* from_here = to + int64_t{product} * atoms_ * columns * channels_;
       for (int c = 0; c < columns; ++c)
         for (int m = 0; m < channels_; ++m) {
-          const double* weights = &combined[(m * kernel_width_ + phase + c * s.stride_width) * atoms_];
+          const double* weights = &combined[int64_t{m * kernel_width_ + phase + c * s.stride_width} * atoms_];
           for (int k = 0; k < atoms_; ++k)
             from_here[(k * columns + c) * channels_ + m] = static_cast<float>(-weights[k]);
         }
@@ -244,7 +244,8 @@ void DictionaryPack::pack_strided(float scale, const Kernels& kernels) {
     });
   }
   // The headroom of pairs is enough: what is shared and what is apart of the columns of a row add up to no more than
-  // the row's products without their signs, and a column is the difference of two at most.
+  // the row's products without their signs, and a column is the difference of two at most. Where a weight is not
+  // finite, neither is that headroom, and every pair of rows is computed row by row.
   strided_ = packed.take();
   view_.strided = strided_.data();
 }

@@ -1,5 +1,5 @@
-// csc_native::lipschitz_bound, the certified bound of csc.lipschitz, and csc_native::largest_moment, the largest
-// trace(C(w)^32) of a polyphase matrix's symbol over a grid of frequencies w, which the bound is made from.
+// csc_native::lipschitz_bound, the certified bound of csc.lipschitz. It is made from the largest trace(C(w)^32) of a
+// polyphase matrix's symbol over a grid of frequencies w.
 //
 // C(w) = B(w)^H B(w) = sum over lags of exp(i w.lag) L_lag, an n x n matrix, where L are the autocorrelations of the
 // taps B_q, depth x n each. It is equal to its conjugate transpose, so that the entries above the diagonal are enough,
@@ -16,7 +16,7 @@ namespace {
 
 constexpr double kTurn = 6.283185307179586;
 
-// Parts of a grid that are looked at by themselves, so that threads have work and none of them changes the result.
+// Parts of a grid, for threads; few, because each begins without a largest point that would spare it others.
 constexpr int kParts = 4;
 
 // The taps of a polyphase matrix, [depth][rows][columns][n].
@@ -88,8 +88,9 @@ double moment_of(const Taps& taps, int grid_rows, int grid_columns) {
                row_waves.data() + point / lanes * int64_t{2} * lanes * row_lags + point % lanes);
 
   const int grid_half = grid_columns / 2 + 1;
+  const int64_t parts = std::min(kParts, grid_half);
   double moments[kParts] = {};
-  parallel_tasks(kParts, [&](int64_t part) {
+  parallel_tasks(parts, [&](int64_t part) {
     std::vector<double> column_waves(2 * column_lags);
     const Floats room(2 * (int64_t{2} * row_lags * pairs + int64_t{4} * n * n * lanes));
     SymbolColumn column{n, pairs, row_lags, column_lags, points};
@@ -98,7 +99,7 @@ double moment_of(const Taps& taps, int grid_rows, int grid_columns) {
     column.column_waves = column_waves.data();
     column.room = reinterpret_cast<double*>(room.get());
     double largest = 0;
-    for (int64_t point = grid_half * part / kParts; point < grid_half * (part + 1) / kParts; ++point) {
+    for (int64_t point = grid_half * part / parts; point < grid_half * (part + 1) / parts; ++point) {
       across.write(static_cast<int>(point), 1, column_waves.data());
       largest = kernels.largest_moment(column, largest);
     }
@@ -107,16 +108,10 @@ double moment_of(const Taps& taps, int grid_rows, int grid_columns) {
   return *std::max_element(moments, moments + kParts);
 }
 
-// taps: (depth, rows, columns, n) float64, contiguous; moment: float64.
-void largest_moment(Tensor taps, std::vector<int64_t> grid, Tensor moment) {
-  const Taps all{static_cast<const double*>(taps.data_ptr()), static_cast<int>(taps.size(0)),
-                 static_cast<int>(taps.size(1)), static_cast<int>(taps.size(2)), static_cast<int>(taps.size(3))};
-  *static_cast<double*>(moment.data_ptr()) = moment_of(all, static_cast<int>(grid[0]), static_cast<int>(grid[1]));
-}
-
 // dictionary: (K, M, kH, kW) float64, contiguous. The bound of ||A||^2 for any image, by a grid of `per_tap` points for
-// each tap, above what is lost to rounding; 0 for zeros alone. Where M sh sw is above K it is taken of B(w)^H.
-double lipschitz_bound(Tensor dictionary, std::vector<int64_t> stride, int64_t per_tap, double rounding) {
+// each tap, above what is lost to rounding; 0 for zeros alone, else `tiny` at least. Strides are no longer than the
+// kernel: the phases beyond it are zero. Where M sh sw is above K it is taken of B(w)^H.
+double lipschitz_bound(Tensor dictionary, std::vector<int64_t> stride, int64_t per_tap, double rounding, double tiny) {
   const int atoms = static_cast<int>(dictionary.size(0)), channels = static_cast<int>(dictionary.size(1)),
             height = static_cast<int>(dictionary.size(2)), width = static_cast<int>(dictionary.size(3)),
             down = static_cast<int>(stride[0]), across = static_cast<int>(stride[1]);
@@ -157,13 +152,10 @@ double lipschitz_bound(Tensor dictionary, std::vector<int64_t> stride, int64_t p
   // What it can be between the points of one axis.
   for (const int length : {rows, columns}) bound /= std::cos(kTurn / 2 * (length - 1) / points(length));
   bound = bound * (1 + rounding) * scale * scale;
-  return scale != 0 && bound < least ? least : bound;
+  return scale != 0 && bound < tiny ? tiny : bound;
 }
 
 }  // namespace
 }  // namespace csc
 
-STABLE_TORCH_LIBRARY_IMPL(csc_native, CPU, m) {
-  m.impl("lipschitz_bound", TORCH_BOX(&csc::lipschitz_bound));
-  m.impl("largest_moment", TORCH_BOX(&csc::largest_moment));
-}
+STABLE_TORCH_LIBRARY_IMPL(csc_native, CPU, m) { m.impl("lipschitz_bound", TORCH_BOX(&csc::lipschitz_bound)); }

@@ -162,7 +162,7 @@ class DictionaryPack {
   double pack_rows(const Shape& s, float scale, const std::vector<Product>& products, const Kernels& kernels,
                    std::vector<float>& analysis, std::vector<float>& spread) const;
 
-  // Those of pairs, of tiles, and of strided tiles beside pairs; none where they are not all finite.
+  // Those of pairs and of tiles, none where the analysis' are not all finite; and of strided tiles beside pairs.
   void pack_pairs(const Shape& s, float scale, const Kernels& kernels);
   void pack_tiles(float scale, const Kernels& kernels);
   void pack_strided(float scale, const Kernels& kernels);
