@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -294,6 +295,28 @@ def test_without_its_library_it_has_no_instruction_set(monkeypatch: pytest.Monke
         native.build_info()
     with pytest.raises(RuntimeError, match="there is none"), native.use_isa("avx2"):
         pass
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="the native backend is not there")
+@pytest.mark.parametrize("kernel", (3, 5))
+@pytest.mark.parametrize("momentum", ("fista", "none", "sdnet"))
+def test_inference_holds_no_codes_of_earlier_steps(
+    monkeypatch: pytest.MonkeyPatch, momentum: str, kernel: int
+) -> None:
+    codes: list[weakref.ref[Tensor]] = []
+    held = []
+    plain = native.wide.Convolutions.analysis
+
+    def analysis(self: Any, *args: Any) -> Tensor:
+        code = plain(self, *args)
+        codes.append(weakref.ref(code))
+        held.append(sum(one() is not None for one in codes))
+        return code
+
+    monkeypatch.setattr(native.wide.Convolutions, "analysis", analysis)
+    x, dictionary = torch.randn(2, 16, 12, 12), torch.randn(24, 16, kernel, kernel)
+    csc.fista(x, dictionary, 0.1, 1e-3, n_iter=6, padding=kernel // 2, momentum=momentum)
+    assert len(held) == 6 and max(held) <= 3
 
 
 @pytest.mark.skipif("native" not in BACKENDS, reason="the native backend is not there")

@@ -37,8 +37,9 @@ class Threshold:
         if nonneg and shape[0] == shape[2] == shape[3] == 1:
             self.per_atom = self.threshold.reshape(-1).expand(atoms)
 
-    def step(self, a: Convolutions, r: Tensor, base: Tensor | None) -> Tensor:
-        v = a.analysis(r, base, self.per_atom, self.per_atom is not None)
+    def step(self, a: Convolutions, r: Tensor, base: Tensor | None, overwrite: bool = False) -> Tensor:
+        """The next code; `overwrite`: in the memory of the base, which nobody needs any more."""
+        v = a.analysis(r, base, self.per_atom, self.per_atom is not None, overwrite)
         if self.per_atom is None:
             threshold = self.threshold.to(v.dtype)
             if self.nonneg:
@@ -120,19 +121,22 @@ def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, n
     codes: list[Tensor] = []
     residuals: list[Tensor] = []
     z = y = _channels_last(z0)
-    for beta in step_weights(n_iter, momentum):
+    for k, beta in enumerate(step_weights(n_iter, momentum), 1):
+        last = k == n_iter
         if z is None:
             r = x_last if mask is None else x_last * mask
         else:
             r = _masked(a.residual(x_last, z if momentum == "sdnet" else y), mask)
-            residuals.append(r)
-        z_next = threshold.step(a, r, y)
-        codes.append(z_next)
-        if len(codes) < n_iter:
+            if keep:
+                residuals.append(r)
+        z_next = threshold.step(a, r, y, overwrite=last and k > 1 and not keep)
+        if not last:
+            if keep:
+                codes.append(z_next)
             y = torch.lerp(z, z_next, 1 + beta) if beta else z_next
         z = z_next
     kept = kept_tensors(x, z.shape, z0, n_iter, keep)
-    return image(x, z), *map(_stack, kept, (codes[:-1], residuals))
+    return image(x, z), *map(_stack, kept, (codes, residuals))
 
 
 def _stack(out: Tensor, values: list[Tensor]) -> Tensor:
