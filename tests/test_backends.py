@@ -297,6 +297,30 @@ def test_without_its_library_it_has_no_instruction_set(monkeypatch: pytest.Monke
         pass
 
 
+@pytest.mark.parametrize("channels_last", (False, True))
+@pytest.mark.parametrize("kernel", (3, 5))
+@pytest.mark.parametrize("channels", (3, 32))
+@pytest.mark.parametrize("n_iter", (1, 2, 3))
+def test_nobody_writes_what_it_was_given(
+    backend: str, n_iter: int, channels: int, kernel: int, channels_last: bool
+) -> None:
+    sizes = {"channels": channels, "atoms": 32, "kernel": (kernel, kernel), "size": (10, 16)}
+    problem = random_problem(
+        dtype=torch.float32, n_iter=n_iter, padding=kernel // 2, z0=True, mask="float", lmbda="atom", **sizes
+    )
+    if channels_last:
+        problem = problem.map(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t)
+    before = problem.map(Tensor.clone)
+    code = problem.solve()
+    for tensor in (problem.x, problem.dictionary, problem.z0):
+        assert tensor is not None
+        tensor.requires_grad_()
+    problem.solve().sum().backward()
+    for name, tensor in problem.tensors.items():
+        assert torch.equal(tensor, before.tensors[name]), name
+        assert tensor.untyped_storage().data_ptr() != code.untyped_storage().data_ptr(), name
+
+
 @pytest.mark.skipif("native" not in BACKENDS, reason="the native backend is not there")
 @pytest.mark.parametrize("kernel", (3, 5))
 @pytest.mark.parametrize("momentum", ("fista", "none", "sdnet"))
