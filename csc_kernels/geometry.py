@@ -31,8 +31,6 @@ def _is_int(value: object) -> bool:
 
 
 def _pair(name: str, value: Any, minimum: int, maximum: int | None = None) -> tuple[int, int]:
-    if type(value) is int and value >= minimum and (maximum is None or value <= maximum):
-        return value, value  # Nearly always: what every call does has its price on small images.
     pair = (value, value) if _is_int(value) else value
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(_is_int, pair)):
         raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")

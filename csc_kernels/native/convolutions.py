@@ -73,9 +73,7 @@ class Direct:
             self.kept["packed", key] = (image.shape, packed)
         return packed
 
-    def analysis(
-        self, r: Tensor, base: Tensor | None, threshold: Tensor | None, relu: bool, overwrite: bool = False
-    ) -> Tensor:
+    def analysis(self, r: Tensor, base: Tensor | None, threshold: Tensor | None, relu: bool) -> Tensor:
         if not self.fused:
             v = reference.analysis(r, self.scaled, self.stride, self.pads)
             if threshold is not None:
@@ -90,10 +88,6 @@ class Direct:
         if base is None:
             v = torch.ops.mkldnn._convolution_pointwise(
                 r, weight, bias, padding, self.stride, [1, 1], 1, "none", [], None
-            )
-        elif overwrite:
-            v = torch.ops.mkldnn._convolution_pointwise_.binary(
-                base, r, weight, bias, padding, self.stride, [1, 1], 1, "add", 1.0, None, [], None
             )
         else:
             v = torch.ops.mkldnn._convolution_pointwise.binary(
@@ -148,9 +142,7 @@ class Winograd:
             kept[key] = transforms
         return kept[key]
 
-    def analysis(
-        self, r: Tensor, base: Tensor | None, threshold: Tensor | None, relu: bool, overwrite: bool = False
-    ) -> Tensor:
+    def analysis(self, r: Tensor, base: Tensor | None, threshold: Tensor | None, relu: bool) -> Tensor:
         if threshold is not None:
             exact = torch.promote_types(r.dtype, torch.float32)
             threshold = F.pad(threshold.to(exact), (0, -threshold.numel() % self.lanes))
@@ -202,15 +194,10 @@ class Convolutions:
         self.gradient = way(gradient=True)
 
     def analysis(
-        self,
-        r: Tensor,
-        base: Tensor | None = None,
-        threshold: Tensor | None = None,
-        relu: bool = False,
-        overwrite: bool = False,
+        self, r: Tensor, base: Tensor | None = None, threshold: Tensor | None = None, relu: bool = False
     ) -> Tensor:
-        """[relu](base + scale A' r - threshold), the threshold one number per atom; it may overwrite the base."""
-        code = self.convolution.analysis(r.to(self.dtype), self._as_computed(base), threshold, relu, overwrite)
+        """[relu](base + scale A' r - threshold), the threshold one number per atom."""
+        code = self.convolution.analysis(r.to(self.dtype), self._as_computed(base), threshold, relu)
         return code.to(self.given_dtype)
 
     def residual(self, x: Tensor | None, z: Tensor) -> Tensor:

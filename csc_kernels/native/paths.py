@@ -75,12 +75,12 @@ def choose_path(
 
 # Measured with bench/bench_wide.py and bench/bench_phases.py, in multiply-adds at the processor's peak: the work
 # on a channel of a point of a tile in its transform (with AVX-512's 16 lanes, and with fewer; with bfloat16's
-# rounding), on a number of a direct convolution's codes or image (what few channels cost it, and the pass of the
-# relu, which Winograd's have in their epilogue) and of a direct gradient's, on an entry of the dictionary beside
-# its products, and around a call.
+# rounding), on a number that is convolved directly (what few channels cost it, and the pass of the relu, which
+# Winograd's convolutions have in their epilogue), on an entry of the dictionary beside its products, and around a
+# call.
 TRANSFORM = {16: {"f2": 16.0, "f4": 22.0}, 8: {"f2": 14.0, "f4": 25.0}}
 ROUNDED_TRANSFORM = 20.0
-NUMBER = {False: 50.0, True: 40.0}  # By `gradient`.
+NUMBER = 50.0
 ENTRY = {"direct": 150.0, "f2": 24.0, "f4": 30.0}
 CALL = {"direct": 10e6, "f2": 4e6, "f4": 4e6}
 TILES_AT_A_TIME = 6  # kTileBlock of csrc/cpu/winograd_kernels.h.
@@ -106,7 +106,7 @@ def cost(
     if path == "direct":
         entries, positions = 9 * padded[0] * channels[1], batch * z_size[0] * z_size[1]
         numbers = positions * sum(padded) / 2  # Between those of a synthesis and those of an analysis.
-        return entries * (positions / peak + ENTRY[path]) + NUMBER[gradient] * numbers + CALL[path]
+        return entries * (positions / peak + ENTRY[path]) + NUMBER * numbers + CALL[path]
     side = int(path[1])
     tiles = _up(batch * -(-z_size[0] // side) * -(-z_size[1] // side), TILES_AT_A_TIME)
     products, transformed = padded[0] * padded[1], sum(padded)

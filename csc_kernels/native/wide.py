@@ -37,9 +37,8 @@ class Threshold:
         if nonneg and shape[0] == shape[2] == shape[3] == 1:
             self.per_atom = self.threshold.reshape(-1).expand(atoms)
 
-    def step(self, a: Convolutions, r: Tensor, base: Tensor | None, overwrite: bool = False) -> Tensor:
-        """The next code; `overwrite`: in the memory of the base, which nobody needs any more."""
-        v = a.analysis(r, base, self.per_atom, self.per_atom is not None, overwrite)
+    def step(self, a: Convolutions, r: Tensor, base: Tensor | None) -> Tensor:
+        v = a.analysis(r, base, self.per_atom, self.per_atom is not None)
         if self.per_atom is None:
             threshold = self.threshold.to(v.dtype)
             if self.nonneg:
@@ -122,15 +121,14 @@ def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, stride, pads, n
     residuals: list[Tensor] = []
     z = y = _channels_last(z0)
     for k, beta in enumerate(step_weights(n_iter, momentum), 1):
-        last = k == n_iter
         if z is None:
             r = x_last if mask is None else x_last * mask
         else:
             r = _masked(a.residual(x_last, z if momentum == "sdnet" else y), mask)
             if keep:
                 residuals.append(r)
-        z_next = threshold.step(a, r, y, overwrite=last and k > 1 and not keep)
-        if not last:
+        z_next = threshold.step(a, r, y)
+        if k < n_iter:
             if keep:
                 codes.append(z_next)
             y = torch.lerp(z, z_next, 1 + beta) if beta else z_next

@@ -13,10 +13,9 @@
 //   steep = (d3 - d1) (8 g3 - 4 g2 + 2 g1 - g0) / 6
 //   first row = upper + sum + difference + steep     second row = lower + sum - difference - 2 steep
 //
-// so that sum begins with -1/2 and difference with 3/2 of it; filters.h has the others. Any kernel is cut
-// into so few pieces of up to four taps as can be, of each phase of its stride (see pack_pairs). An analysis combines
-// rows of the image only, a few of them for all the atoms; synthesis.h and correlation.h use the same products turned
-// around.
+// so that sum begins with -1/2 and difference with 3/2 of it; filters.h has the others. Any kernel is cut into so few
+// pieces of up to four taps as can be, of each phase of its stride (see pack_pairs). An analysis combines rows of the
+// image only, a few of them for all the atoms; synthesis.h and correlation.h use the same products turned around.
 //
 // What sees NaN or infinity is computed row by row: differences would spread them. So are numbers that a sum of a few
 // products could take beyond the largest.
