@@ -12,7 +12,7 @@ static inline bool starts_below(const AnalysisEpilogue& e) {
 }
 
 // Where an atom's codes at a position lie in a plane, if there is one.
-static inline float* codes_at(const Plane& plane, const CodePosition& at, int atom) {
+static inline float* codes_at(const Plane& plane, const CodePosition& at, int atom = 0) {
   return plane ? plane.row(at.row) + atom * plane.channel_stride + at.column : nullptr;
 }
 
@@ -90,35 +90,66 @@ static inline bool is_usual(const AnalysisEpilogue& e) {
   return e.shrink == Shrink::positive || (e.shrink == Shrink::none && e.base);
 }
 
-// Where the first of some atoms' V vectors lie, and the atoms' thresholds: none where nothing is shrunk.
-template <int V>
+// Where the first of some atoms' V vectors lie, `Together` of them beside each other, and the atoms' thresholds: none
+// where nothing is shrunk.
+template <int V, int Together = 1>
 struct Rows {
-  float* code[V];
-  const float *base[V], *support[V], *threshold;
-  int64_t code_stride, base_stride, support_stride;  // From atom to atom.
-  bool has_base, has_support, stream;                // Streamed codes go around the caches.
+  static constexpr int kPlaces = V / Together;
+  const int first;
+  float* code[kPlaces];
+  const float *base[kPlaces], *support[kPlaces], *threshold;
+  const int64_t code_stride, base_stride, support_stride;  // From atom to atom.
+  const int64_t code_row, base_row, support_row;           // From row to row.
+  const bool has_base, has_support, stream;                // Streamed codes go around the caches.
 
   Rows(const AnalysisEpilogue& e, int atom)
-      : threshold(e.threshold ? e.threshold + atom : nullptr),
+      : first(atom),
+        threshold(e.threshold ? e.threshold + atom : nullptr),
         code_stride(e.code.channel_stride),
         base_stride(e.base.channel_stride),
         support_stride(e.support.channel_stride),
+        code_row(e.code.row_stride),
+        base_row(e.base.row_stride),
+        support_row(e.support.row_stride),
         has_base(e.base),
         has_support(e.support),
         stream(e.stream) {}
+
+  // Where those of atom 0 lie.
+  inline __attribute__((always_inline)) void place(int at, float* to, const float* from, const float* kept) {
+    code[at] = to + first * code_stride;
+    base[at] = from + first * base_stride;
+    support[at] = kept + first * support_stride;
+  }
+
+  // One row further down.
+  inline __attribute__((always_inline)) void next() {
+#pragma GCC unroll 8
+    for (int at = 0; at < kPlaces; ++at) {
+      code[at] += code_row;
+      base[at] += base_row;
+      support[at] += support_row;
+    }
+  }
+
+  float* code_at(int a, int v) const { return code[v / Together] + v % Together * kLanes + a * code_stride; }
+  Vec base_at(int a, int v) const { return load(base[v / Together] + v % Together * kLanes + a * base_stride); }
+  Vec support_at(int a, int v) const {
+    return load(support[v / Together] + v % Together * kLanes + a * support_stride);
+  }
 };
 
 // The usual epilogue on whole vectors.
-template <int A, int V>
-static inline void finish_rows(const Rows<V>& rows, Vec (&sums)[A][V]) {
+template <int A, int V, int Together>
+static inline void finish_rows(const Rows<V, Together>& rows, Vec (&sums)[A][V]) {
   if (!rows.threshold) {
 #pragma GCC unroll 8
     for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        Vec value = sums[a][v] + load(rows.base[v] + a * rows.base_stride);
-        if (rows.has_support) value = on_support(value, load(rows.support[v] + a * rows.support_stride));
-        store(rows.code[v] + a * rows.code_stride, value);
+        Vec value = sums[a][v] + rows.base_at(a, v);
+        if (rows.has_support) value = on_support(value, rows.support_at(a, v));
+        store(rows.code_at(a, v), value);
       }
     return;
   }
@@ -127,14 +158,14 @@ static inline void finish_rows(const Rows<V>& rows, Vec (&sums)[A][V]) {
     for (int a = 0; a < A; ++a) {
       const Vec threshold = splat(rows.threshold[a]);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sums[a][v] = sums[a][v] + load(rows.base[v] + a * rows.base_stride) - threshold;
+      for (int v = 0; v < V; ++v) sums[a][v] = sums[a][v] + rows.base_at(a, v) - threshold;
     }
   }
 #pragma GCC unroll 8
   for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      float* to = rows.code[v] + a * rows.code_stride;
+      float* to = rows.code_at(a, v);
       if (rows.stream)
         stream(to, positive_part(sums[a][v]));
       else
@@ -163,12 +194,10 @@ static inline void finish(const AnalysisEpilogue& e, const CodePosition* at, int
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
     usual = usual && at[v].lanes == kLanes;
-    rows.code[v] = codes_at(e.code, at[v], atom);
-    rows.base[v] = codes_at(e.base, at[v], atom);
-    rows.support[v] = codes_at(e.support, at[v], atom);
+    rows.place(v, codes_at(e.code, at[v]), codes_at(e.base, at[v]), codes_at(e.support, at[v]));
   }
   if (usual)
-    finish_rows<A, V>(rows, sums);
+    finish_rows(rows, sums);
   else
     finish_any<A, V>(e, at, 0, atom, sums);
 }

@@ -196,8 +196,7 @@ struct Kernels {
   int lanes;
   int atoms;                      // Of a register block, which the analysis' dictionary is packed for.
   int tile_atoms, strided_atoms;  // The same for tiles.
-  int taps;                       // Below each other, that a pair of code rows takes together at most.
-  bool shifts;                    // Vectors are put together, where loaded they would cross cache lines.
+  int strided_taps;               // Below each other, that a pair of code rows takes together beside strided tiles.
   void (*analysis)(const AnalysisBlock&, int begin, int end);
   void (*synthesis)(const SynthesisBlock&, SynthesisRows&, int end);
   void (*correlation)(const CorrelationBlock&, int begin, int end);

@@ -213,7 +213,7 @@ static void correlation_strided(const CorrelationBlock& b, int begin, int end);
 
 // Adds the positions of code rows [begin, end).
 static void correlation(const CorrelationBlock& b, int begin, int end) {
-  if (kTiles && b.dictionary.tiles) return correlation_tiles(b, begin, end);
+  if (b.dictionary.tiles) return correlation_tiles(b, begin, end);
   if (b.dictionary.strided) return correlation_strided(b, begin, end);
   const int rows = b.combined ? 2 * b.room : Lines::kMost / kMostKernelRows;
   for (; begin < end; begin += rows) {

@@ -102,7 +102,7 @@ DictionaryPack::DictionaryPack(const Strided& atoms, int64_t atom_stride, float 
 
   if (pairs && widths.suit_tiles) pack_tiles(scale, kernels);
   if (pairs && !view_.tiles) pack_pairs(s, scale, kernels);
-  if (!products_.empty() && kernels.shifts && takes_strided_tiles(s)) pack_strided(scale, kernels);
+  if (!products_.empty() && takes_strided_tiles(s, kernels.lanes)) pack_strided(scale, kernels);
   if (products_.empty()) {
     products_ = rows;
     view_.spread = row_by_row;
@@ -166,11 +166,12 @@ double DictionaryPack::pack_rows(const Shape& s, float scale, const std::vector<
 
 void DictionaryPack::pack_pairs(const Shape& s, float scale, const Kernels& kernels) {
   if (s.kernel_height <= s.stride_height) return;
+  const int most_taps = takes_strided_tiles(s, kernels.lanes) ? kernels.strided_taps : kMostTaps;
   std::vector<Product> products[kKinds];
   for (int phase = 0; phase < s.stride_height; ++phase) {
     int tap = phase;
     for (int left = ceil_div(s.kernel_height - phase, s.stride_height); left > 0;) {
-      const int taken = ceil_div(left, ceil_div(left, kernels.taps));
+      const int taken = ceil_div(left, ceil_div(left, most_taps));
       for (const Filter& filter : kFilters) {
         if (filter.taps != taken) continue;
         Product product = {};

@@ -70,27 +70,25 @@ inline constexpr Filter kTileFilters[] = {filter_of(3, sum), filter_of(3, differ
 struct ColumnFilter {
   Filter filter;
   int first;  // Kernel column of its first tap; the others lie two columns apart.
-
-  bool is_shared() const { return filter.kind != upper && filter.kind != lower; }
 };
 
 inline constexpr ColumnFilter kAnalysisColumns[] = {
-    {filter_of(2, sum), 0},   {filter_of(2, sum), 4},   {filter_of(3, sum), 1},   {filter_of(3, difference), 1},
-    {filter_of(2, upper), 0}, {filter_of(2, upper), 4}, {filter_of(3, upper), 1}, {filter_of(2, lower), 0},
-    {filter_of(2, lower), 4}, {filter_of(3, lower), 1}};
+    {filter_of(3, difference), 1}, {filter_of(2, sum), 0},   {filter_of(2, sum), 4},   {filter_of(3, sum), 1},
+    {filter_of(2, upper), 0},      {filter_of(2, upper), 4}, {filter_of(3, upper), 1}, {filter_of(2, lower), 0},
+    {filter_of(2, lower), 4},      {filter_of(3, lower), 1}};
 
 inline constexpr ColumnFilter kCorrelationColumns[] = {
     {filter_of(4, steep), 0}, {filter_of(4, difference), 0}, {filter_of(3, difference), 1},
     {filter_of(4, sum), 0},   {filter_of(3, sum), 1},        {filter_of(4, upper), 0},
     {filter_of(3, upper), 1}, {filter_of(4, lower), 0},      {filter_of(3, lower), 1}};
 
-// Calls with each product of the columns of one combined row in their order: channel and filter.
+// Calls with each product of the columns of one combined row in their order, kind by kind: channel and filter.
 template <size_t Count, typename Visit>
 void each_column_product(const ColumnFilter (&columns)[Count], int channels, const Visit& visit) {
-  for (const bool shared : {true, false})
+  for (int kind = 0; kind < kKinds; ++kind)
     for (int m = 0; m < channels; ++m)
       for (const ColumnFilter& column : columns)
-        if (column.is_shared() == shared) visit(m, column);
+        if (column.filter.kind == kind) visit(m, column);
 }
 
 }  // namespace csc

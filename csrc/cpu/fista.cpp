@@ -18,7 +18,7 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   const Shape s = shape_of(x.size(0), x.size(1), x.size(2), x.size(3), dictionary, stride, pads);
   if (s.batch == 0) return;
   const Kernels& kernels = chosen_kernels();
-  const Widths widths(s, kernels.lanes, kernels.shifts);
+  const Widths widths(s, kernels.lanes);
   const DictionaryPack pack(sample(dictionary, 0), dictionary.stride(0), static_cast<float>(step_size), s, widths,
                             kernels, pairs);
   const SolveOptions options{nonneg, gradient_at_code, weights};

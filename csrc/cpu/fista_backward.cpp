@@ -269,7 +269,7 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
   const Shape s = shape_of(x.size(0), x.size(1), x.size(2), x.size(3), dictionary, stride, pads);
   if (s.batch == 0) return;
   const Kernels& kernels = chosen_kernels();
-  const Widths widths(s, kernels.lanes, kernels.shifts);
+  const Widths widths(s, kernels.lanes);
   const float step = static_cast<float>(step_size);
   const DictionaryPack pack(sample(dictionary, 0), dictionary.stride(0), step, s, widths, kernels, pairs);
   const SolveOptions options{nonneg, gradient_at_code, weights};

@@ -67,8 +67,8 @@ struct Plane {
 
 // Whether a synthesis keeps the products of each kernel column by itself: where vectors are shifted, and those of a
 // pair, at most two for each kernel row, stay in a cache.
-inline bool keeps_columns(const Shape& s, bool shifts) {
-  return shifts && int64_t{8} * s.kernel_height * s.channels * s.columns_of(0) * s.code_width <= 1 << 20;
+inline bool keeps_columns(const Shape& s) {
+  return int64_t{8} * s.kernel_height * s.channels * s.columns_of(0) * s.code_width <= 1 << 20;
 }
 
 // Whether code columns are computed two by two as rows are, see tiles.h: where two vectors of a row are no more than
@@ -78,9 +78,10 @@ inline bool takes_tiles(const Shape& s, int lanes) {
          s.channels <= 3 && s.atoms >= 4 && round_up(s.code_width, 2 * lanes) == round_up(s.code_width, lanes);
 }
 
-// The same for the stride of an image's stem, beside pairs of rows, see strided_tiles.h.
-inline bool takes_strided_tiles(const Shape& s) {
-  return s.kernel_width == 7 && s.stride_width == 2 && s.channels <= 3 && s.atoms >= 4;
+// The same for the stride of an image's stem, beside pairs of rows, see strided_tiles.h; vectors of four lanes gain
+// nothing.
+inline bool takes_strided_tiles(const Shape& s, int lanes) {
+  return lanes > 4 && s.kernel_width == 7 && s.stride_width == 2 && s.channels <= 3 && s.atoms >= 4;
 }
 
 // Widths in scratch memory, for vectors of `lanes` floats. Whole vectors may be read beyond the columns on either side
@@ -91,7 +92,7 @@ struct Widths {
   int phase, code, code_margin, product, margin;
   bool suit_tiles;  // Codes lie so that tiles are read fast, whether or not tiles are taken.
 
-  Widths(const Shape& s, int lanes, bool shifts) {
+  Widths(const Shape& s, int lanes) {
     const int columns = round_up(s.code_width, lanes);
     int last = columns + s.reach_width();
     int beyond = s.reach_width();
@@ -103,9 +104,9 @@ struct Widths {
     phase = round_up(last + 1, lanes);
     margin = round_up(beyond, lanes);
     product = margin + columns;
-    code_margin = keeps_columns(s, shifts) ? 0 : margin;
+    code_margin = keeps_columns(s) ? 0 : margin;
     code = code_margin + columns;
-    suit_tiles = shifts && takes_tiles(s, lanes);
+    suit_tiles = takes_tiles(s, lanes);
   }
 };
 

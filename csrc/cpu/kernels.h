@@ -15,14 +15,17 @@
 // only where a synthesis sums each kernel column by itself: to one sum over all of them their factors add too much
 // rounding.
 #if defined(CSC_ISA_AVX512)
-constexpr int kAtoms = 6, kVectors = 4, kSpreadSums = 24, kPairedTaps = 4;
+constexpr int kAtoms = 6, kVectors = 4, kSpreadSums = 24;
 constexpr int kRowAtoms = 3, kRowTaps = 9, kLongRowAtoms = 4, kLongRowTaps = 7;
+constexpr int kTileAtoms = 4;
 #elif defined(CSC_ISA_AVX2)
-constexpr int kAtoms = 6, kVectors = 2, kSpreadSums = 12, kPairedTaps = 3;
+constexpr int kAtoms = 6, kVectors = 2, kSpreadSums = 12;
 constexpr int kRowAtoms = 4, kRowTaps = 3, kLongRowAtoms = 4, kLongRowTaps = 3;
+constexpr int kTileAtoms = 3;
 #else
-constexpr int kAtoms = 4, kVectors = 2, kSpreadSums = 12, kPairedTaps = 3;
+constexpr int kAtoms = 4, kVectors = 2, kSpreadSums = 12;
 constexpr int kRowAtoms = 2, kRowTaps = 4, kLongRowAtoms = 2, kLongRowTaps = 4;
+constexpr int kTileAtoms = 3;
 #endif
 
 // The largest of n, n/2, ... that a block of `left` things can use: 6 -> 4 -> 2 -> 1.
@@ -55,7 +58,6 @@ constexpr int smaller(int block) { return block > 4 ? 4 : block > 2 ? 2 : 1; }
 static const Winograd kWinograd = {winograd_kernels<F2, float>(), winograd_kernels<F4, float>(),
                                    winograd_kernels<F2, double>(), winograd_kernels<F4, double>()};
 
-static const Kernels kKernels = {CSC_ISA_NAME, kLanes,  kAtoms,         kTileAtoms,   kStridedAtoms,
-                                 kPairedTaps,  kShifts, analysis,       synthesis,    correlation,
-                                 support,      combine, read_codes,     stream_codes, streamed,
-                                 write_codes,  gram,    largest_moment, &kWinograd};
+static const Kernels kKernels = {CSC_ISA_NAME, kLanes,    kAtoms,      kTileAtoms, kStridedAtoms,  kStridedTaps,
+                                 analysis,     synthesis, correlation, support,    combine,        read_codes,
+                                 stream_codes, streamed,  write_codes, gram,       largest_moment, &kWinograd};

@@ -20,7 +20,7 @@ struct Pass {
   Pass(const Shape& shape, const Tensor& dictionary, double scale, bool pairs)
       : s(shape),
         kernels(chosen_kernels()),
-        widths(s, kernels.lanes, kernels.shifts),
+        widths(s, kernels.lanes),
         pack(sample(dictionary, 0), dictionary.stride(0), static_cast<float>(scale), s, widths, kernels, pairs) {}
 
   int64_t tasks() const { return std::min<int64_t>(s.batch, torch::stable::get_num_threads()); }

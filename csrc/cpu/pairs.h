@@ -29,7 +29,6 @@ constexpr int kChecks = 4;
 // Whether the registers hold the sums of both rows of a pair, of half as many vectors each: of 32 registers, not of 16.
 constexpr bool kBothRows = kLanes == 16;
 constexpr int kPairVectors = kBothRows ? kVectors / 2 : kVectors;
-static_assert(kBothRows || kPairedTaps < 4);  // Steep products are added to both.
 
 // The image's rows of a pair of code rows from `row` on, combined; false where they are not all finite.
 template <typename Block>
@@ -120,8 +119,7 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
   // Copies: the stores below cannot alias them.
   const PairedTaps pairs = b.dictionary.pairs;
   const Taps taps{b.dictionary.row_taps, b.dictionary.offsets};
-  const int64_t stride = b.image.row_stride, code_row = e.code.row_stride, base_row = e.base.row_stride,
-                support_row = e.support.row_stride;
+  const int64_t stride = b.image.row_stride;
   const bool usual = is_usual(e);
   Rows<V> rows(e, atom);
   for (; from + V <= positions.count; from += V) {
@@ -136,22 +134,15 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
     bool whole = usual;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      rows.code[v] = positions.code[from + v] + atom * rows.code_stride;
-      rows.base[v] = positions.base[from + v] + atom * rows.base_stride;
-      rows.support[v] = positions.support[from + v] + atom * rows.support_stride;
+      rows.place(v, positions.code[from + v], positions.base[from + v], positions.support[from + v]);
       whole = whole && positions.at[from + v].lanes == kLanes;
     }
     const auto finish_row = [&](int below, Vec(&sums)[A][V]) {
       if (whole)
-        finish_rows<A, V>(rows, sums);
+        finish_rows(rows, sums);
       else
         finish_any<A, V>(e, positions.at + from, below, atom, sums);
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        rows.code[v] += code_row;
-        rows.base[v] += base_row;
-        rows.support[v] += support_row;
-      }
+      rows.next();
     };
     CombinedRows<V> steep = rows_from(0), differences = rows_from(pairs.difference()), sums = rows_from(pairs.sum()),
                     upper = rows_from(pairs.first()), lower = rows_from(pairs.second());
@@ -178,11 +169,19 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
       finish_row(0, first);
       finish_row(1, second);
     } else {
-      alignas(kLanes * 4) float waiting[A][V][kLanes];
+      alignas(kLanes * 4) float waiting[A][V][kLanes], steeps[A][V][kLanes];
       clear(first);
+      if (pairs.steep) {
+        add_rows<A, V>(taps, pairs.steep, steep, first);
+        each_sum<A, V>([&](int a, int v) {
+          store(steeps[a][v], 0.5f * first[a][v]);
+          first[a][v] *= 1.5f;
+        });
+      }
       add_rows<A, V>(taps, pairs.differences, differences, first);
       each_sum<A, V>([&](int a, int v) { store(waiting[a][v], first[a][v]); });
       start(e, atom, first);
+      if (pairs.steep) each_sum<A, V>([&](int a, int v) { first[a][v] -= load(steeps[a][v]); });
       add_rows<A, V>(taps, pairs.sums, sums, first);
       each_sum<A, V>([&](int a, int v) {
         const Vec difference = load(waiting[a][v]);
@@ -217,7 +216,7 @@ static void analysis_strided(const AnalysisBlock& b, const PairPositions& at);
 
 // Code rows [begin, end), where `begin` is even and `end` is, or is the end of the code.
 static void analysis(const AnalysisBlock& b, int begin, int end) {
-  if (kTiles && b.dictionary.tiles) return analysis_tiles(b, begin, end);
+  if (b.dictionary.tiles) return analysis_tiles(b, begin, end);
   if (!b.combined) {
     analysis_rows(b, begin, end);
     return;

@@ -6,57 +6,146 @@ struct StridedLine {
   const float* codes[2][2];
 };
 
-// Adds one combined row of an atom, that of the codes of one kind.
-template <int M, Codes Kind>
-static __attribute__((noinline)) void strided_products(const CorrelationBlock& b, const StridedLine* line, int count,
-                                                       const float* pixels, int atom, double* to) {
-  constexpr int kSize = kCorrelationProducts<M>, kShared = 5 * M;
-  const int64_t stride = b.code.channel_stride, offset = atom * stride;
-  Vec sums[kSize][1];
-#pragma GCC unroll 32
-  for (int i = 0; i < kSize; ++i) sums[i][0] = Vec{};
-  for (const StridedLine* end = line + count; line < end; ++line, pixels += kSize * kLanes) {
-    const auto codes_of = [&](int vector) {
-      const float *first = line->codes[vector][0] + offset, *second = line->codes[vector][1] + offset;
-      if (Kind == Codes::second) return load(second);
-      Vec z = load(first);
-      if (Kind == Codes::sum) z += load(second);
-      if (Kind == Codes::difference) z -= load(second);
-      if (Kind == Codes::steep) z -= 2.0f * load(second);
-      return z;
-    };
-    Vec low = codes_of(0), high = codes_of(1);
+// The kinds of products of the columns of a combined row, as bits in their order, and how many there are of a channel.
+// 16 registers hold the sums of one kind.
+constexpr int kSteepColumns = 1, kDifferenceColumns = 2, kSumColumns = 4, kUpperColumns = 8, kLowerColumns = 16,
+              kAllColumns = 31;
+
+constexpr int products_of(int columns) {
+  int count = columns & 1;
+  for (columns /= 2; columns; columns /= 2) count += 2 * (columns & 1);
+  return count;
+}
+
+// The codes of one kind in the even and odd columns of a line's tiles, of A atoms.
+template <int A, Codes Kind>
+static inline __attribute__((always_inline)) void strided_codes(const StridedLine& line, int64_t offset, int64_t stride,
+                                                                Vec (&even)[A], Vec (&odd)[A]) {
+  const auto codes_of = [&](int vector, int64_t at) __attribute__((always_inline)) {
+    const float *first = line.codes[vector][0] + at, *second = line.codes[vector][1] + at;
+    if (Kind == Codes::second) return load(second);
+    Vec z = load(first);
+    if (Kind == Codes::sum) z += load(second);
+    if (Kind == Codes::difference) z -= load(second);
+    if (Kind == Codes::steep) z -= 2.0f * load(second);
+    return z;
+  };
+#pragma GCC unroll 4
+  for (int a = 0; a < A; ++a) {
+    Vec low = codes_of(0, offset + a * stride), high = codes_of(1, offset + a * stride);
     hold(low);
     hold(high);
-    Vec even = even_columns(low, high), odd = odd_columns(low, high);
-    hold(even);
-    hold(odd);
-    const auto add = [&](int first, int step, int products, Vec z) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-      for (int m = 0; m < M; ++m)
-#pragma GCC unroll 2
-        for (int i = 0; i < products; ++i)
-          sums[first + step * m + i][0] += z * load(pixels + (first + step * m + i) * kLanes);
-    };
-    add(kShared, 4, 2, even);
-    add(kShared + 2, 4, 2, odd);
-    add(0, 5, 1, even - 2.0f * odd);
-    add_and_subtract(even, odd);
-    add(3, 5, 2, even);
-    add(1, 5, 2, odd);
+    even[a] = even_columns(low, high);
+    odd[a] = odd_columns(low, high);
+    hold(even[a]);
+    hold(odd[a]);
   }
-  add_lanes(sums, to + int64_t{kSize} * atom, kSize);
 }
+
+// Adds some kinds of columns, beside each other, of one combined row of A atoms. codes(line, even, odd)
+// reads theirs.
+template <int A, int M, int Columns, typename CodesOf>
+static inline __attribute__((always_inline)) void strided_sums(const CodesOf& codes, int count, const float* pixels,
+                                                               double* to) {
+  constexpr int kSize = kCorrelationProducts<M>, kSums = M * products_of(Columns);
+  constexpr int kLowest = Columns & -Columns, kBegin = M * products_of(kLowest - 1);
+  pixels += kBegin * kLanes;
+  Vec sums[kSums][A];
+#pragma GCC unroll 32
+  for (int i = 0; i < kSums; ++i)
+#pragma GCC unroll 4
+    for (int a = 0; a < A; ++a) sums[i][a] = Vec{};
+  for (int line = 0; line < count; ++line, pixels += kSize * kLanes) {
+    Vec even[A], odd[A];
+    codes(line, even, odd);
+    const auto add = [&](int columns, const auto& code) __attribute__((always_inline)) {
+      if (!(Columns & columns)) return;
+      const int first = M * products_of(columns - 1) - kBegin, many = M * products_of(columns);
+      Vec value[A];
+#pragma GCC unroll 4
+      for (int a = 0; a < A; ++a) {
+        value[a] = code(even[a], odd[a]);
+        hold(value[a]);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < many; ++i) {
+        Vec x = load(pixels + (first + i) * kLanes);
+        if (A > 1) hold(x);
+#pragma GCC unroll 4
+        for (int a = 0; a < A; ++a) sums[first + i][a] += value[a] * x;
+      }
+    };
+    add(kUpperColumns, [](Vec even, Vec) { return even; });
+    add(kLowerColumns, [](Vec, Vec odd) { return odd; });
+    add(kSteepColumns, [](Vec even, Vec odd) { return even - 2.0f * odd; });
+    add(kSumColumns, [](Vec even, Vec odd) { return even + odd; });
+    add(kDifferenceColumns, [](Vec even, Vec odd) { return even - odd; });
+  }
+  add_lanes(sums, to + kBegin, kSize);
+}
+
+// Codes that wait in the first-level cache: [line][even and odd columns][A] vectors.
+template <int A>
+using KeptCodes = float[kStridedLines][2][A][kLanes];
+
+template <int A, int M, int Columns>
+static __attribute__((noinline)) void strided_kept(const KeptCodes<A>& kept, int count, const float* pixels,
+                                                   double* to) {
+  const auto codes = [&](int line, Vec(&even)[A], Vec(&odd)[A]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int a = 0; a < A; ++a) {
+      even[a] = load(kept[line][0][a]);
+      odd[a] = load(kept[line][1][a]);
+    }
+  };
+  strided_sums<A, M, Columns>(codes, count, pixels, to);
+}
+
+// Adds all columns of one combined row of A atoms.
+template <int A, int M, Codes Kind>
+static __attribute__((noinline)) void strided_products(const CorrelationBlock& b, const StridedLine* lines, int count,
+                                                       const float* pixels, int atom, double* to) {
+  const int64_t stride = b.code.channel_stride, offset = atom * stride;
+  const auto codes = [&](int line, Vec(&even)[A], Vec(&odd)[A]) __attribute__((always_inline)) {
+    strided_codes<A, Kind>(lines[line], offset, stride, even, odd);
+  };
+  if constexpr (kLanes == 16) {
+    strided_sums<A, M, kAllColumns>(codes, count, pixels, to);
+  } else {
+    alignas(kLanes * 4) KeptCodes<A> kept;
+    for (int line = 0; line < count; ++line) {
+      Vec even[A], odd[A];
+      codes(line, even, odd);
+#pragma GCC unroll 4
+      for (int a = 0; a < A; ++a) {
+        store(kept[line][0][a], even[a]);
+        store(kept[line][1][a], odd[a]);
+      }
+    }
+    strided_kept<A, M, kUpperColumns>(kept, count, pixels, to);
+    strided_kept<A, M, kLowerColumns>(kept, count, pixels, to);
+    strided_kept<A, M, kSteepColumns>(kept, count, pixels, to);
+    strided_kept<A, M, kSumColumns>(kept, count, pixels, to);
+    strided_kept<A, M, kDifferenceColumns>(kept, count, pixels, to);
+  }
+}
+
+// Atoms at once.
+constexpr int kStridedSums = kLanes == 16 ? 1 : 2;
 
 // One kind of combined rows of all atoms: what the image combines to in one of them stays in the first-level cache.
 template <int M, Codes Kind>
 static void strided_rows(const CorrelationBlock& b, const StridedLine* lines, int count, int row, int end,
                          const float* pixels) {
   constexpr int64_t kSize = kCorrelationProducts<M>;
-  for (; row < end; ++row)
-    for (int atom = 0; atom < b.shape.atoms; ++atom)
-      strided_products<M, Kind>(b, lines, count, pixels + row * kStridedLines * kSize * kLanes, atom,
-                                b.sums + row * kSize * b.shape.atoms);
+  for (; row < end; ++row) {
+    const float* const from = pixels + row * kStridedLines * kSize * kLanes;
+    double* const to = b.sums + row * kSize * b.shape.atoms;
+    int atom = 0;
+    for (; atom + kStridedSums <= b.shape.atoms; atom += kStridedSums)
+      strided_products<kStridedSums, M, Kind>(b, lines, count, from, atom, to + kSize * atom);
+    for (; atom < b.shape.atoms; ++atom) strided_products<1, M, Kind>(b, lines, count, from, atom, to + kSize * atom);
+  }
 }
 
 template <int M>

@@ -8,12 +8,16 @@
 // half of them: they need not lie beside each other, nor in one pair of rows, and an odd one is its own partner. What a
 // code is does not depend on it.
 //
-// Products of a row are, first those that both columns of a tile share,
+// Products of a row are, kind by kind,
 //
-//   analysis     [M][sum, sum, sum, difference]  [M][upper, upper, upper, lower, lower, lower]
-//   correlation  [M][steep, difference, difference, sum, sum]  [M][upper, upper, lower, lower]
+//   analysis     [M] difference  [M][3] sum         [M][3] upper  [M][3] lower
+//   correlation  [M] steep       [M][2] difference  [M][2] sum    [M][2] upper  [M][2] lower
 //
 // of the even taps (the first two and the last two of them in an analysis), then of the odd.
+
+// Taps below each other that pairs of rows take together here: of four in both directions the errors of a dictionary's
+// gradient multiply, and too many are beyond the tests' rule.
+constexpr int kStridedTaps = kLanes == 16 ? 4 : 3;
 
 template <int M>
 constexpr int kAnalysisProducts = 10 * M;
@@ -36,30 +40,31 @@ static inline __attribute__((always_inline)) void combine_odd(const float* low, 
   combine(d);
 }
 
-// Combined rows of two vectors of codes for an analysis.
+// Combined rows of two vectors of codes for an analysis, `step` floats between two products.
 template <int M>
 static void combine_for_analysis(const int* offsets, const float* low, const float* high, int rows, int64_t stride,
-                                 float* to) {
-  for (int i = 0; i < rows; ++i, low += stride, high += stride, to += kAnalysisProducts<M> * kLanes) {
+                                 float* to, int step) {
+  for (int i = 0; i < rows; ++i, low += stride, high += stride, to += kAnalysisProducts<M> * step) {
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      float* const shared = to + 4 * m * kLanes;
-      float* const apart = to + (4 * M + 6 * m) * kLanes;
+      float* const sum = to + (M + 3 * m) * step;
+      float* const upper = sum + 3 * M * step;
+      float* const lower = upper + 3 * M * step;
       const int evens = offsets[7 * m], odds = offsets[7 * m + 4];
       Vec d[6], odd[4];
 #pragma GCC unroll 3
       for (int j = 0; j < 6; j += 2) tile_columns(low, high, evens + j, d[j], d[j + 1]);
-      store(shared, d[1]);
-      store(shared + kLanes, d[3]);
-      store(apart, d[0] - d[1]);
-      store(apart + kLanes, d[2] - d[3]);
-      store(apart + 3 * kLanes, d[2] - d[1]);
-      store(apart + 4 * kLanes, d[4] - d[3]);
+      store(sum, d[1]);
+      store(sum + step, d[3]);
+      store(upper, d[0] - d[1]);
+      store(upper + step, d[2] - d[3]);
+      store(lower, d[2] - d[1]);
+      store(lower + step, d[4] - d[3]);
       combine_odd(low, high, odds, odd);
-      store(shared + 2 * kLanes, odd[0]);
-      store(shared + 3 * kLanes, odd[1]);
-      store(apart + 2 * kLanes, odd[2]);
-      store(apart + 5 * kLanes, odd[3]);
+      store(to + m * step, odd[1]);
+      store(sum + 2 * step, odd[0]);
+      store(upper + 2 * step, odd[2]);
+      store(lower + 2 * step, odd[3]);
     }
   }
 }
@@ -71,22 +76,24 @@ static void combine_for_correlation(const int* offsets, const float* low, const 
   for (int i = 0; i < rows; ++i, low += stride, high += stride, to += to_step) {
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      float* const shared = to + 5 * m * kLanes;
-      float* const apart = to + (5 * M + 4 * m) * kLanes;
+      float* const difference = to + (M + 2 * m) * kLanes;
+      float* const sum = difference + 2 * M * kLanes;
+      float* const upper = sum + 2 * M * kLanes;
+      float* const lower = upper + 2 * M * kLanes;
       const int evens = offsets[7 * m], odds = offsets[7 * m + 4];
       Vec d[6], odd[4];
 #pragma GCC unroll 3
       for (int j = 0; j < 6; j += 2) tile_columns(low, high, evens + j, d[j], d[j + 1]);
-      store(shared, d[3] - d[1]);
-      store(shared + kLanes, d[2] + d[3] - 2.0f * d[1]);
-      store(shared + 3 * kLanes, 2.0f * d[1] + 3.0f * d[2] + d[3]);
-      store(apart, d[0] - d[2] + 0.5f * (d[1] - d[3]));
-      store(apart + 2 * kLanes, d[4] - d[2] + 2.0f * (d[3] - d[1]));
+      store(to + m * kLanes, d[3] - d[1]);
+      store(difference, d[2] + d[3] - 2.0f * d[1]);
+      store(sum, 2.0f * d[1] + 3.0f * d[2] + d[3]);
+      store(upper, d[0] - d[2] + 0.5f * (d[1] - d[3]));
+      store(lower, d[4] - d[2] + 2.0f * (d[3] - d[1]));
       combine_odd(low, high, odds, odd);
-      store(shared + 2 * kLanes, odd[1]);
-      store(shared + 4 * kLanes, odd[0]);
-      store(apart + kLanes, odd[2]);
-      store(apart + 3 * kLanes, odd[3]);
+      store(difference + kLanes, odd[1]);
+      store(sum + kLanes, odd[0]);
+      store(upper + kLanes, odd[2]);
+      store(lower + kLanes, odd[3]);
     }
   }
 }

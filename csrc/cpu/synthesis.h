@@ -24,7 +24,7 @@ struct SpreadPosition {
 };
 
 // Kernel columns that are multiplied at once, where they are by themselves.
-constexpr int kColumns = 4;
+constexpr int kColumns = kLanes == 16 ? 4 : 2;
 
 // What a product is made of: both rows of a pair, or one of them.
 enum class Codes { steep, difference, sum, first, second };
@@ -41,6 +41,7 @@ template <int M, int C, int V, Codes Kind>
 static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition* at, int columns, const float* weights,
                                   int64_t to, int atom, int end) {
   constexpr int kProducts = (C ? C : 1) * M;
+  constexpr bool kHoldsWeights = kProducts < V;  // And takes one vector of codes after the other, or the other way.
   const int64_t channel_stride = b.code.channel_stride, stride = b.products.channel_stride;
   const int passes = C ? 1 : columns, step = C ? columns * M : M;
   const float *first[V], *second[V];
@@ -59,7 +60,7 @@ static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition*
     for (int c = 0; c < passes; ++c, weights += step) {
       const int64_t offset = k * channel_stride - c;
       Vec w[kProducts];
-      if (!C) {
+      if (kHoldsWeights) {
 #pragma GCC unroll 4
         for (int i = 0; i < kProducts; ++i) w[i] = splat(weights[i]);
       }
@@ -71,11 +72,11 @@ static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition*
         if (Kind == Codes::difference) z[v] -= load(second[v] + offset);
         if (Kind == Codes::steep) z[v] -= 2.0f * load(second[v] + offset);
         hold(z[v]);
-        if (C) continue;
+        if (!kHoldsWeights) continue;
 #pragma GCC unroll 4
         for (int i = 0; i < kProducts; ++i) sums[i][v] += w[i] * z[v];
       }
-      if (!C) continue;
+      if (kHoldsWeights) continue;
 #pragma GCC unroll 16
       for (int i = 0; i < kProducts; ++i) {
         w[i] = splat(weights[i]);
@@ -94,9 +95,7 @@ static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition*
 }
 
 // Whether products are kept of each column by itself, and of how many columns.
-static inline bool are_apart(const Shape& s) { return keeps_columns(s, kShifts); }
-
-static inline int kept_columns(const Shape& s, int phase) { return are_apart(s) ? s.columns_of(phase) : 1; }
+static inline int kept_columns(const Shape& s, int phase) { return keeps_columns(s) ? s.columns_of(phase) : 1; }
 
 // All products of `count` vectors with the columns from `first` on.
 template <int M, int C, int V>
@@ -138,23 +137,21 @@ constexpr int vectors_of(int products) {
 
 template <int M>
 static void multiply_columns(const SynthesisBlock& b, const SpreadPosition* at, int count, int phase) {
-  if (!are_apart(b.shape)) return multiply_positions<M, 0, vectors_of(M)>(b, at, count, phase, 0);
-  if constexpr (kShifts) {
-    const int columns = b.shape.columns_of(phase);
-    for (int first = 0; first < columns; first += kColumns) {
-      switch (columns - first) {
-        case 1:
-          multiply_positions<M, 1, vectors_of(M)>(b, at, count, phase, first);
-          break;
-        case 2:
-          multiply_positions<M, 2, vectors_of(2 * M)>(b, at, count, phase, first);
-          break;
-        case 3:
-          multiply_positions<M, 3, vectors_of(3 * M)>(b, at, count, phase, first);
-          break;
-        default:
-          multiply_positions<M, 4, vectors_of(4 * M)>(b, at, count, phase, first);
-      }
+  if (!keeps_columns(b.shape)) return multiply_positions<M, 0, vectors_of(M)>(b, at, count, phase, 0);
+  const int columns = b.shape.columns_of(phase);
+  for (int first = 0; first < columns; first += kColumns) {
+    switch (std::min(columns - first, kColumns)) {
+      case 1:
+        multiply_positions<M, 1, vectors_of(M)>(b, at, count, phase, first);
+        break;
+      case 2:
+        multiply_positions<M, 2, vectors_of(2 * M)>(b, at, count, phase, first);
+        break;
+      case 3:
+        if constexpr (kColumns > 2) multiply_positions<M, 3, vectors_of(3 * M)>(b, at, count, phase, first);
+        break;
+      default:
+        if constexpr (kColumns > 2) multiply_positions<M, 4, vectors_of(4 * M)>(b, at, count, phase, first);
     }
   }
 }
@@ -268,7 +265,7 @@ static void spread_pairs(const SynthesisBlock& b, int begin, int end) {
   for (int phase = 0; phase < s.stride_width; ++phase) {
     const int origin = s.phase_begin(phase), width = s.phase_count(phase);
     if (width == 0 || s.columns_of(phase) == 0) continue;  // There are no such pixels, or no code sees them.
-    const int from = are_apart(s) ? 0 : origin, to = are_apart(s) ? s.code_width : origin + width;
+    const int from = keeps_columns(s) ? 0 : origin, to = keeps_columns(s) ? s.code_width : origin + width;
     for (int row = begin; row < end; row += step) {
       const int stop = end - row < step ? end : row + step;
       int count = 0;
@@ -303,7 +300,7 @@ template <int M>
 static void spread_tiles(const SynthesisBlock& b, int begin, int end);
 
 static void spread_channels(const SynthesisBlock& b, int begin, int end) {
-  const bool tiles = kTiles && b.dictionary.tiles;
+  const bool tiles{b.dictionary.tiles};
   switch (b.shape.channels) {
     case 1:
       return tiles ? spread_tiles<1>(b, begin, end) : spread_pairs<1>(b, begin, end);

@@ -1,8 +1,7 @@
 // Code rows from tiles, with the FISTA step as the epilogue; see tiles.h.
 
-// Registers, and the order of DictionaryPack::pack_tiles: atoms x vectors of tiles, of each of which two rows of two
-// columns are summed; a last atom by itself takes more vectors.
-constexpr int kTileAtoms = 4, kTileVectors = 2, kLoneVectors = 4;
+// Vectors of tiles that a block of atoms takes, and a last atom by itself.
+constexpr int kTileVectors = 2, kLoneVectors = 4;
 
 // Vectors of tiles: where the codes of their upper rows go, and what the image combines to.
 struct TilePositions {
@@ -55,24 +54,15 @@ template <int M, int A, int V>
 static void tile_positions(const AnalysisBlock& b, const TilePositions& positions, int from, int atom,
                            const float* const weights) {
   const AnalysisEpilogue& e = b.epilogue;
-  const int64_t code_row = e.code.row_stride, base_row = e.base.row_stride, support_row = e.support.row_stride;
   const bool usual = is_usual(e);
-  Rows<2 * V> rows(e, atom);
+  Rows<2 * V, 2> rows(e, atom);
   for (; from + V <= positions.count; from += V) {
     TileProducts<M, A, V> products{{}, weights};
     bool whole = usual;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       products.pixels[v] = positions.products[from + v];
-      const float* const base = positions.base[from + v] + atom * rows.base_stride;
-      const float* const support = positions.support[from + v] + atom * rows.support_stride;
-      float* const code = positions.code[from + v] + atom * rows.code_stride;
-#pragma GCC unroll 2
-      for (int right = 0; right < 2; ++right) {
-        rows.code[2 * v + right] = code + right * kLanes;
-        rows.base[2 * v + right] = base + right * kLanes;
-        rows.support[2 * v + right] = support + right * kLanes;
-      }
+      rows.place(v, positions.code[from + v], positions.base[from + v], positions.support[from + v]);
       whole = whole && positions.at[2 * (from + v) + 1].lanes == kLanes;
     }
     const auto finish_row = [&](int below, const Vec(&even)[A][V], const Vec(&odd)[A][V])
@@ -83,15 +73,10 @@ static void tile_positions(const AnalysisBlock& b, const TilePositions& position
                                     sums[a][2 * v + 1] = high_columns(even[a][v], odd[a][v]);
                                   });
                                   if (whole)
-                                    finish_rows<A, 2 * V>(rows, sums);
+                                    finish_rows(rows, sums);
                                   else
                                     finish_any<A, 2 * V>(e, positions.at + 2 * from, below, atom, sums);
-#pragma GCC unroll 8
-                                  for (int v = 0; v < 2 * V; ++v) {
-                                    rows.code[v] += code_row;
-                                    rows.base[v] += base_row;
-                                    rows.support[v] += support_row;
-                                  }
+                                  rows.next();
                                 };
     alignas(kLanes * 4) float waiting[2][A][V][kLanes];
     Vec even[A][V], odd[A][V];

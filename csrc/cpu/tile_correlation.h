@@ -1,5 +1,8 @@
 // The dictionary's gradient from tiles; see tiles.h: sums over tiles of what the image and what the codes combine to.
 
+// Sums at once: 4 M of each atom.
+constexpr int kTileSums = kLanes == 16 ? 24 : 12;
+
 // A pair of code rows, and a row kind of what the image combines to.
 struct TileLine {
   const float *pixels, *code, *other;
@@ -41,26 +44,23 @@ static __attribute__((noinline)) void tile_products(const CorrelationBlock& b, c
         hold(even[a]);
         hold(odd[a]);
       }
-      const auto add = [&](int half, int other_half, const Vec(&z)[A]) {
+      const auto add_half = [&](int half) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) {
-          const int product = (half * M + m) * 2 + other_half;
+        for (int product = 2 * M * half; product < 2 * M * (half + 1); ++product) {
           Vec x = load(pixels + product * kLanes);
           hold(x);
 #pragma GCC unroll 16
-          for (int a = 0; a < A; ++a) sums[product][a] += z[a] * x;
+          for (int a = 0; a < A; ++a) sums[product][a] += (product % 2 ? odd[a] : even[a]) * x;
         }
       };
-      add(1, 0, even);
-      add(1, 1, odd);
+      add_half(1);
 #pragma GCC unroll 16
       for (int a = 0; a < A; ++a) {
         add_and_subtract(even[a], odd[a]);
         hold(even[a]);
         hold(odd[a]);
       }
-      add(0, 0, even);
-      add(0, 1, odd);
+      add_half(0);
       code += kTileColumns;
       other += kTileColumns;
       pixels += 16 * M * kLanes;
@@ -102,13 +102,13 @@ static void correlation_tiles(const CorrelationBlock& b, int begin, int end) {
     }
     switch (b.shape.channels) {
       case 1:
-        tile_kinds<6, 1>(b, lines, count);
+        tile_kinds<kTileSums / 4, 1>(b, lines, count);
         break;
       case 2:
-        tile_kinds<3, 2>(b, lines, count);
+        tile_kinds<kTileSums / 8, 2>(b, lines, count);
         break;
       default:
-        tile_kinds<2, 3>(b, lines, count);
+        tile_kinds<kTileSums / 12, 3>(b, lines, count);
     }
   }
 }

@@ -1,8 +1,9 @@
 // Image rows from tiles; see tiles.h and synthesis.h: products are made where the codes lie, and what they add to the
 // four columns that a tile sees is put back in order, two columns beside the tile apart from the two below it.
 
-// Vectors of tiles at once.
-constexpr int kSpreadTiles = 2;
+// Vectors of tiles at once, with M channels: 16 registers hold the sums of one.
+template <int M>
+constexpr int kSpreadTiles = kLanes == 16 || M == 1 ? 2 : 1;
 
 // A vector of tiles: its codes in both rows, and where what it adds to the image goes.
 struct TileCodes {
@@ -171,11 +172,11 @@ static void spread_tiles(const SynthesisBlock& b, int begin, int end) {
       for (int column = 0; column < s.code_width; column += kTileColumns) {
         at[count++] = {one + column, other + column, to + column};
         if (count < kMost) continue;
-        multiply_tile_rows<M, kSpreadTiles>(b, at, count);
+        multiply_tile_rows<M, kSpreadTiles<M>>(b, at, count);
         count = 0;
       }
     }
-    multiply_tile_rows<M, kSpreadTiles>(b, at, count);
+    multiply_tile_rows<M, kSpreadTiles<M>>(b, at, count);
     for (int upper = row; upper < stop; upper += 2) {
       const float* products = b.products.row((upper - row) / 2);
       for (int column = 0; column < width; column += kLanes) {

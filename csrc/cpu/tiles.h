@@ -11,9 +11,6 @@
 // a row. Products lie as [row kind][half][M][2]: of each row kind sums and differences of the columns, then their
 // uppers and lowers. Whatever is not finite is computed row by row, as of pairs.
 
-// With 32 registers.
-constexpr bool kTiles = kLanes == 16;
-
 // Columns of a vector of tiles.
 constexpr int kTileColumns = 2 * kLanes;
 

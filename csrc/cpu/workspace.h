@@ -66,7 +66,7 @@ class Pool {
 
   // Room for the products of a synthesis.
   Plane products(const PackedDictionary& dictionary, const Kernels& kernels) {
-    const int columns = keeps_columns(shape_, kernels.shifts) ? shape_.columns_of(0) : 1;
+    const int columns = keeps_columns(shape_) ? shape_.columns_of(0) : 1;
     // Of tiles four rows, of each the columns beside the tile and below it.
     const int products = (dictionary.tiles ? 8 : dictionary.spread.rows() * columns) * shape_.channels;
     const int pairs = pairs_to_spread(shape_, kernels.lanes);
