@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conditions import BACKENDS, DEVICE
+from conditions import BACKENDS, DEVICE, ISAS
 from torch.overrides import TorchFunctionMode
 
 import csc_kernels as csc
-from csc_kernels import dictionary
+from csc_kernels import dictionary, native
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
@@ -100,6 +100,13 @@ def sample(test: list[pytest.Function]) -> set[pytest.Function]:
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of one available backend, forced for the length of the test."""
     with csc.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=ISAS)
+def every_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of the native kernels that runs here, forced for the length of the test."""
+    with native.use_isa(request.param):
         yield request.param
 
 

@@ -359,7 +359,7 @@ MUTATIONS: dict[str, Table] = {
         STRIDED,
         [
             ("if (Kind == Codes::difference) z -= <<load(second)>>", "Vec{}", "avx2"),
-            ("if (Kind == Codes::steep) z -= <<2.0f>> * load(second)", "1.0f", "avx2"),
+            ("if (Kind == Codes::steep) z -= <<2.0f>> * load(second)", "1.0f", "avx512"),
             ("return even - <<2.0f>> * odd;", "1.0f", "avx2"),
             ("add_lanes(sums, to + <<kBegin>>, kSize)", "0", "avx2"),
             ("pixels += <<kSize * kLanes>>", "0", "avx2"),

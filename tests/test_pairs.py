@@ -39,6 +39,20 @@ def test_every_kernel_obeys_the_rule(backend: str, height: int, stride: int, col
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kernel, stride, width", ((7, 1, 930), (7, 2, 3200), (4, 1, 2100)))
+def test_images_too_wide_to_keep_the_products_of_each_column_obey_the_rule(
+    backend: str, kernel: int, stride: int, width: int, isa: str
+) -> None:
+    one = random_problem(
+        dtype=torch.float32, size=(3 + kernel, width), kernel=(kernel, kernel), stride=stride, channels=4 if kernel == 4 else 3,
+        padding=1, lmbda=0.02, seed=kernel, margin=1e-6, atoms=5, batch=1, n_iter=2,
+    )  # fmt: skip
+    with native.use_isa(isa):
+        assert_error(one.solve(), ways(Problem.plain, one), one.to(torch.float64).plain())
+        assert_gradients(Problem.solve, Problem.plain, one)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
 @pytest.mark.parametrize("height, atoms, nonneg", ((1, 50, True), (3, 48, True), (3, 50, False)))
 def test_codes_written_around_the_caches_have_the_same_bits(

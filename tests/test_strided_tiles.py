@@ -10,7 +10,7 @@ from tile_helpers import assert_gradient_is_that_of_rows, assert_same_kinds, eve
 
 import csc_kernels as csc
 
-pytestmark = pytest.mark.parametrize("backend", ("native",), indirect=True)
+pytestmark = [pytest.mark.parametrize("backend", ("native",), indirect=True), pytest.mark.usefixtures("every_isa")]
 
 # Columns of codes: parts of a vector, whole ones, an odd number of them and an even.
 COLUMNS = (1, 9, 16, 17, 32, 47, 56, 112)

@@ -166,7 +166,10 @@ double DictionaryPack::pack_rows(const Shape& s, float scale, const std::vector<
 
 void DictionaryPack::pack_pairs(const Shape& s, float scale, const Kernels& kernels) {
   if (s.kernel_height <= s.stride_height) return;
-  const int most_taps = takes_strided_tiles(s, kernels.lanes) ? kernels.strided_taps : kMostTaps;
+  // Where a synthesis sums all kernel columns at once, factors of four taps would add too much rounding.
+  const int most_taps = !keeps_columns(s)                       ? 3
+                        : takes_strided_tiles(s, kernels.lanes) ? kernels.strided_taps
+                                                                : kMostTaps;
   std::vector<Product> products[kKinds];
   for (int phase = 0; phase < s.stride_height; ++phase) {
     int tap = phase;

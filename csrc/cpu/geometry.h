@@ -65,8 +65,8 @@ struct Plane {
   explicit operator bool() const { return base != nullptr; }
 };
 
-// Whether a synthesis keeps the products of each kernel column by itself: where vectors are shifted, and those of a
-// pair, at most two for each kernel row, stay in a cache.
+// Whether a synthesis keeps the products of each kernel column by itself: where those of a pair, at most two for each
+// kernel row, stay in a cache.
 inline bool keeps_columns(const Shape& s) {
   return int64_t{8} * s.kernel_height * s.channels * s.columns_of(0) * s.code_width <= 1 << 20;
 }

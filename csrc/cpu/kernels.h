@@ -11,9 +11,7 @@
 // Included once per instruction set, inside its namespace: see isa.h.
 
 // Registers: atoms x vectors for the analysis, sums of the synthesis, atoms x taps for the correlation (of a kernel row
-// in one block, and of a longer one), plus operands, for 32 (AVX-512) or 16 registers. Four taps are taken together
-// only where a synthesis sums each kernel column by itself: to one sum over all of them their factors add too much
-// rounding.
+// in one block, and of a longer one), atoms x two vectors for tiles, plus operands, for 32 (AVX-512) or 16 registers.
 #if defined(CSC_ISA_AVX512)
 constexpr int kAtoms = 6, kVectors = 4, kSpreadSums = 24;
 constexpr int kRowAtoms = 3, kRowTaps = 9, kLongRowAtoms = 4, kLongRowTaps = 7;

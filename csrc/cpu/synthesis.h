@@ -7,8 +7,8 @@
 //
 // Positions where a pair gives NaN or infinity are computed row by row: differences would spread them.
 //
-// With AVX-512 products are made where the codes lie, of each kernel column by itself, and shifted when they are
-// summed: one shift for all the atoms, see kShifts. Otherwise they are made where the pixels lie, of shifted codes.
+// Products are made where the codes lie, of each kernel column by itself, and shifted when they are summed: one shift
+// for all the atoms. Where they would leave a cache they are made where the pixels lie, of shifted codes.
 // Where the dictionary is not finite, zeros beside the codes are multiplied in one way and not in the other: which
 // pixels at the borders are NaN depends on it.
 
@@ -94,7 +94,7 @@ static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition*
     }
 }
 
-// Whether products are kept of each column by itself, and of how many columns.
+// Of how many columns products are kept: of each by itself, or their sum.
 static inline int kept_columns(const Shape& s, int phase) { return keeps_columns(s) ? s.columns_of(phase) : 1; }
 
 // All products of `count` vectors with the columns from `first` on.
