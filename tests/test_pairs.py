@@ -44,8 +44,8 @@ def test_images_too_wide_to_keep_the_products_of_each_column_obey_the_rule(
     backend: str, kernel: int, stride: int, width: int, isa: str
 ) -> None:
     one = random_problem(
-        dtype=torch.float32, size=(3 + kernel, width), kernel=(kernel, kernel), stride=stride, channels=4 if kernel == 4 else 3,
-        padding=1, lmbda=0.02, seed=kernel, margin=1e-6, atoms=5, batch=1, n_iter=2,
+        dtype=torch.float32, size=(3 + kernel, width), kernel=(kernel, kernel), stride=stride, padding=1,
+        channels=4 if kernel == 4 else 3, lmbda=0.02, seed=kernel, margin=1e-6, atoms=5, batch=1, n_iter=2,
     )  # fmt: skip
     with native.use_isa(isa):
         assert_error(one.solve(), ways(Problem.plain, one), one.to(torch.float64).plain())

@@ -13,8 +13,8 @@ from csc_kernels import native
 
 pytestmark = [pytest.mark.parametrize("backend", ("native",), indirect=True), pytest.mark.usefixtures("every_isa")]
 
-# The second vector of a row's last tile has one column, all, or most, of 16 lanes, 8 and 4; several tiles; and widths
-# that take none.
+# The second vector of a row's last tile has one column, all, or most, of 16 lanes, 8 and 4; several tiles; and
+# widths that take none.
 WIDTHS = (17, 32, 30, 96, 113, 16, 80, 97, 9, 15, 5, 7)
 
 
