@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conditions import ISAS
 from error_rule import assert_error, assert_gradients, ways
 from problems import Problem, random_problem
 from tile_helpers import assert_gradient_is_that_of_rows, assert_same_kinds, every_option
 
 import csc_kernels as csc
 
-pytestmark = [pytest.mark.parametrize("backend", ("native",), indirect=True), pytest.mark.usefixtures("every_isa")]
+WITH_TILES = [isa for isa in ISAS if isa != "baseline"]
+pytestmark = [
+    pytest.mark.parametrize("backend", ("native",), indirect=True),
+    pytest.mark.parametrize("every_isa", WITH_TILES, indirect=True),
+    pytest.mark.usefixtures("every_isa"),
+]
 
 # Columns of codes: parts of a vector, whole ones, an odd number of them and an even.
 COLUMNS = (1, 9, 16, 17, 32, 47, 56, 112)
