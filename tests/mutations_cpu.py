@@ -38,7 +38,7 @@ Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 MUTATIONS: dict[str, Table] = {
     "analysis.h": (
-        STREAM,
+        (*STREAM, *TILES),
         [
             ("if (e.base) value += <<load(from(e.base))>>", "Vec{}"),
             ("return e.support ? <<on_support(value, load(from(e.support)))>>", "value"),
