@@ -59,7 +59,7 @@ def build(folder: Path) -> None:
     header.write_text(DECLARATION)
     with (folder / "csrc" / "cpu" / "isa.cpp").open("a") as file:
         file.write(DEFINITION)
-    environment = os.environ | {"CFLAGS": f"-include {header}", "CSC_KERNELS_NATIVE": "1"}
+    environment = os.environ | {"CFLAGS": f"-include {header}", "CSC_KERNELS_NATIVE": "1", "CSC_KERNELS_CUDA": "0"}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
 

@@ -40,8 +40,54 @@ def test_timm_makes_the_model(name: str) -> None:
 
 
 def test_what_timm_passes_on_and_the_model_lacks_is_named() -> None:
-    with pytest.raises(ValueError, match="sdnet18 has no option in_chans; it has num_classes, stem, width"):
-        timm.create_model("sdnet18", in_chans=1)
+    with pytest.raises(ValueError, match="sdnet18 has no option drop_rate; it has num_classes, stem, width"):
+        timm.create_model("sdnet18", drop_rate=0.1)
+
+
+@pytest.mark.parametrize("name", [*SDNETS, "mdeq_small", "scn"])
+def test_timm_makes_a_model_of_pictures_with_any_channels(name: str) -> None:
+    model = timm.create_model(name, in_chans=2, width=8).eval()
+    assert model(torch.rand(2, 2, 16, 16)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("stem, reductions", (("cifar", [1, 1, 2, 4, 8]), ("imagenet", [2, 4, 8, 16, 32])))
+@pytest.mark.parametrize("name", SDNETS)
+def test_timm_gives_the_maps_of_the_stages(name: str, stem: str, reductions: list[int]) -> None:
+    x, options = torch.rand(2, 1, 64, 64), {"in_chans": 1, "width": 4, "stem": stem}
+    torch.manual_seed(0)
+    whole = timm.create_model(name, **options).eval()
+    torch.manual_seed(0)
+    backbone = timm.create_model(name, features_only=True, **options).eval()
+    assert backbone.feature_info.reduction() == reductions
+    assert backbone.feature_info.channels() == [4, 4, 8, 16, 32]
+    layers = [whole.layer0, whole.layer1, whole.layer2, whole.layer3, whole.layer4]
+    expected, y = [(whole.layer0[:-1] if stem == "imagenet" else whole.layer0)(x)], x
+    for layer in layers:
+        y = layer(y)
+        expected.append(y)
+    del expected[1]
+    maps = backbone(x)
+    assert [tuple(found.shape[2:]) for found in maps] == [(64 // by, 64 // by) for by in reductions]
+    assert all(torch.equal(found, wanted) for found, wanted in zip(maps, expected, strict=True))
+    torch.manual_seed(0)
+    some = timm.create_model(name, features_only=True, out_indices=(1, -2), **options).eval()(x)
+    assert [torch.equal(found, maps[index]) for found, index in zip(some, (1, 3), strict=True)] == [True, True]
+
+
+def test_maps_that_a_model_has_not_are_named() -> None:
+    with pytest.raises(ValueError, match="features_only: SCN has no stages"):
+        timm.create_model("scn", features_only=True)
+    with pytest.raises(ValueError, match=r"out_indices must be some of \(0, 1, 2, 3, 4\)"):
+        timm.create_model("sdnet18", features_only=True, out_indices=(5,))
+    with pytest.raises(ValueError, match="out_indices are of features_only=True"):
+        timm.create_model("sdnet18", out_indices=(1,))
+
+
+def test_a_classifier_has_a_mean_for_each_channel() -> None:
+    with pytest.raises(ValueError, match="one number per channel, of which there are 1"):
+        Classifier("sdnet18", options={"in_channels": 1})
+    grey = Classifier("sdnet18", mean=[0.5], std=[0.2], options={"in_channels": 1, "width": 4}).eval()
+    assert grey(torch.rand(2, 1, 16, 16)).shape == (2, 10)
 
 
 def test_timm_keeps_its_own_resnet() -> None:

@@ -10,7 +10,7 @@ for package in ("huggingface_hub", "timm", "torchdeq", "torchvision"):
     pytest.importorskip(package)
 
 from sdnet.models import mdeq  # noqa: E402
-from sdnet.models.scn import SCN, PatchCoding, nonnegative_code, solve_on_support  # noqa: E402
+from sdnet.models.scn import PatchCoding, nonnegative_code, scn, solve_on_support  # noqa: E402
 from settled import images  # noqa: E402
 from torchdeq import get_deq  # noqa: E402
 
@@ -174,7 +174,7 @@ def test_under_autocast_scn_solves_in_float32() -> None:
 
 def test_scn_learns_a_batch() -> None:
     torch.manual_seed(0)
-    model, labels = SCN(2, 4), torch.tensor([0, 1, 0, 1])
+    model, labels = scn(2, 4), torch.tensor([0, 1, 0, 1])
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     losses = []
     for _ in range(8):

@@ -30,6 +30,7 @@ struct Combination {
 // as differences, and as many upper as lower.
 struct PairedTaps {
   int steep = 0, differences = 0, sums = 0, upper = 0, lower = 0;
+  float part = 1;  // Differences are c0 - part c1.
   const Combination* list = nullptr;
   const float* weights = nullptr;  // Of the analysis, per block of A atoms: [rows()][row_taps][A].
   float headroom = kHeadroom;      // Of the combined rows: no less than any sum of products of them by an analysis.
@@ -77,7 +78,7 @@ struct PackedDictionary {
   const float* analysis = nullptr;  // Per block of A atoms: [kH][row_taps][A].
   PairedTaps pairs;                 // Empty where pairs save nothing.
   TileWeights tiles;                // In place of pairs.
-  const float* strided = nullptr;   // Of strided_tiles.h, beside pairs. Per block of A atoms: [pairs.rows()][10 M][A].
+  const float* strided = nullptr;   // Of strided_tiles.h, beside pairs. Per block of A atoms: [pairs.rows()][9 M][A].
   SpreadTaps spread, row_by_row;    // Of pairs where they save products; each kernel row by itself.
 
   bool combines() const { return tiles || pairs.rows(); }
@@ -196,7 +197,6 @@ struct Kernels {
   int lanes;
   int atoms;                      // Of a register block, which the analysis' dictionary is packed for.
   int tile_atoms, strided_atoms;  // The same for tiles.
-  int strided_taps;               // Below each other, that a pair of code rows takes together beside strided tiles.
   void (*analysis)(const AnalysisBlock&, int begin, int end);
   void (*synthesis)(const SynthesisBlock&, SynthesisRows&, int end);
   void (*correlation)(const CorrelationBlock&, int begin, int end);

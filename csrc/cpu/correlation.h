@@ -1,8 +1,8 @@
 // The dictionary's gradient: sums over positions of image * code.
 //
 // Row by row, or two code rows at once: with the combined rows of the image of pairs.h and the codes c0, c1 of a pair,
-// the sums of (c0 - 2 c1) * steep, (c0 - c1) * difference, (c0 + c1) * sum, c0 * upper and c1 * lower are the gradients
-// of the weights there, of which DictionaryPack::gradient makes those of the taps.
+// the sums of (c0 - 2 c1) * steep, (c0 - part c1) * difference, (c0 + c1) * sum, c0 * upper and c1 * lower are the
+// gradients of the weights there, of which DictionaryPack::gradient makes those of the taps.
 
 // What one line of products is made of: a row of the image, and a row of codes or two of them.
 struct Line {
@@ -59,8 +59,8 @@ static inline __attribute__((always_inline)) void add_lanes(const Vec (&sums)[Ta
 }
 
 // A atoms x T taps of one kernel row in registers: they share their row of the image. Runs: how many taps each of two
-// or three runs has that are shifted together; none: each tap is loaded. The codes are code + Factor * other.
-template <int A, int T, int Factor, int... Runs>
+// or three runs has that are shifted together; none: each tap is loaded.
+template <int A, int T, Codes Kind, int... Runs>
 static __attribute__((noinline)) void correlation_registers(const CorrelationBlock& b, const Line* line,
                                                             const Line* end, int atom, int row, int tap) {
   int64_t offsets[T];
@@ -68,6 +68,7 @@ static __attribute__((noinline)) void correlation_registers(const CorrelationBlo
   for (int t = 0; t < T; ++t) offsets[t] = b.dictionary.offsets[tap + t];
   const int64_t channel_stride = b.code.channel_stride;
   const int columns = b.shape.code_width;
+  const float part = b.dictionary.pairs.part;
   Vec sums[T][A];
 #pragma GCC unroll 16
   for (int t = 0; t < T; ++t)
@@ -79,8 +80,7 @@ static __attribute__((noinline)) void correlation_registers(const CorrelationBlo
     const float* pixels = line->pixels;
     for (int column = 0; column < columns; column += kLanes, codes += kLanes, others += kLanes, pixels += kLanes) {
       const auto code = [&](int a) {
-        Vec z = load(codes + a * channel_stride);
-        if (Factor) z += float{Factor} * load(others + a * channel_stride);
+        Vec z = codes_of<Kind>(codes + a * channel_stride, others + a * channel_stride, part);
         hold(z);
         return z;
       };
@@ -100,7 +100,7 @@ static __attribute__((noinline)) void correlation_registers(const CorrelationBlo
         for (int a = 0; a < A; ++a) z[a] = code(a);
         if constexpr (sizeof...(Runs) > 0) {
           // The next atoms' codes.
-          if (Factor == 0) {
+          if (Kind == Codes::first) {
 #pragma GCC unroll 16
             for (int a = 0; a < A; ++a) prefetch(codes + (A + a) * channel_stride);
           }
@@ -125,29 +125,29 @@ static __attribute__((noinline)) void correlation_registers(const CorrelationBlo
 }
 
 // `taps` of one kernel row, at most T.
-template <int A, int T, int Factor>
+template <int A, int T, Codes Kind>
 static void correlation_taps(const CorrelationBlock& b, const Lines& lines, int atom, int row, int tap, int taps) {
   if (taps == T) {
     const Line *line = lines.lines + lines.starts[row], *end = lines.lines + lines.starts[row + 1];
     if constexpr (kShifts && T == 9) {
-      if (has_three_runs(b.shape)) return correlation_registers<A, T, Factor, 3, 3, 3>(b, line, end, atom, row, tap);
+      if (has_three_runs(b.shape)) return correlation_registers<A, T, Kind, 3, 3, 3>(b, line, end, atom, row, tap);
     }
     if constexpr (kShifts && T == 7) {
-      if (has_two_runs(b.shape)) return correlation_registers<A, T, Factor, 4, 3>(b, line, end, atom, row, tap);
+      if (has_two_runs(b.shape)) return correlation_registers<A, T, Kind, 4, 3>(b, line, end, atom, row, tap);
     }
-    return correlation_registers<A, T, Factor>(b, line, end, atom, row, tap);
+    return correlation_registers<A, T, Kind>(b, line, end, atom, row, tap);
   }
-  if constexpr (T > 1) correlation_taps<A, T - 1, Factor>(b, lines, atom, row, tap, taps);
+  if constexpr (T > 1) correlation_taps<A, T - 1, Kind>(b, lines, atom, row, tap, taps);
 }
 
 // All taps of A atoms in rows [row, end). A row is cut into as few blocks as can be, of nearly one size.
-template <int A, int T, int Factor>
+template <int A, int T, Codes Kind>
 static void correlation_rows(const CorrelationBlock& b, const Lines& lines, int atom, int row, int end) {
   const int taps = b.dictionary.row_taps, blocks = (taps + T - 1) / T;
   for (; row < end; ++row) {
     for (int block = 0; block < blocks; ++block) {
       const int tap = taps * block / blocks, next = taps * (block + 1) / blocks;
-      correlation_taps<A, T, Factor>(b, lines, atom, row, tap, next - tap);
+      correlation_taps<A, T, Kind>(b, lines, atom, row, tap, next - tap);
     }
   }
 }
@@ -156,11 +156,11 @@ static void correlation_rows(const CorrelationBlock& b, const Lines& lines, int 
 template <int A, int T>
 static void correlation_kinds(const CorrelationBlock& b, const Lines& lines, int atom) {
   const PairedTaps& pairs = b.dictionary.pairs;
-  if (!b.combined) return correlation_rows<A, T, 0>(b, lines, atom, 0, b.shape.kernel_height);
-  correlation_rows<A, T, -2>(b, lines, atom, 0, pairs.difference());
-  correlation_rows<A, T, -1>(b, lines, atom, pairs.difference(), pairs.sum());
-  correlation_rows<A, T, 1>(b, lines, atom, pairs.sum(), pairs.first());
-  correlation_rows<A, T, 0>(b, lines, atom, pairs.first(), pairs.rows());
+  if (!b.combined) return correlation_rows<A, T, Codes::first>(b, lines, atom, 0, b.shape.kernel_height);
+  correlation_rows<A, T, Codes::steep>(b, lines, atom, 0, pairs.difference());
+  correlation_rows<A, T, Codes::difference>(b, lines, atom, pairs.difference(), pairs.sum());
+  correlation_rows<A, T, Codes::sum>(b, lines, atom, pairs.sum(), pairs.first());
+  correlation_rows<A, T, Codes::first>(b, lines, atom, pairs.first(), pairs.rows());
 }
 
 template <int A, int T>

@@ -37,7 +37,7 @@ std::vector<float> DictionaryPack::gradient_of_tiles(const double* sums) const {
 std::vector<double> DictionaryPack::sums_of_columns(const double* sums) const {
   std::vector<double> taps(products_.size() * atoms_ * view_.row_taps);
   for (double* to = taps.data(); to < taps.data() + taps.size(); to += view_.row_taps) {
-    each_column_product(kCorrelationColumns, channels_, [&](int m, const ColumnFilter& column) {
+    each_column_product(channels_, [&](int m, const ColumnFilter& column) {
       // Of a channel the even taps lie before the odd ones.
       double* run = to + m * kernel_width_ + (column.first ? 4 : 0);
       for (int i = 0; i < column.filter.taps; ++i) run[i] += column.filter.weights[i] * *sums;

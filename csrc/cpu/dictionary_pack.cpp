@@ -167,30 +167,34 @@ double DictionaryPack::pack_rows(const Shape& s, float scale, const std::vector<
 void DictionaryPack::pack_pairs(const Shape& s, float scale, const Kernels& kernels) {
   if (s.kernel_height <= s.stride_height) return;
   // Where a synthesis sums all kernel columns at once, factors of four taps would add too much rounding.
-  const int most_taps = !keeps_columns(s)                       ? 3
-                        : takes_strided_tiles(s, kernels.lanes) ? kernels.strided_taps
-                                                                : kMostTaps;
-  std::vector<Product> products[kKinds];
+  const int most_taps = keeps_columns(s) ? kMostTaps : 3;
+  std::vector<std::pair<int, int>> pieces;  // The first tap and how many, of each.
+  float part = 1;
   for (int phase = 0; phase < s.stride_height; ++phase) {
     int tap = phase;
     for (int left = ceil_div(s.kernel_height - phase, s.stride_height); left > 0;) {
       const int taken = ceil_div(left, ceil_div(left, most_taps));
-      for (const Filter& filter : kFilters) {
-        if (filter.taps != taken) continue;
-        Product product = {};
-        for (int i = 0; i <= taken; ++i) {
-          if (filter.rows[i] == 0) continue;
-          product.row.rows[product.row.count] = tap + i * s.stride_height;
-          product.row.factors[product.row.count++] = filter.rows[i];
-        }
-        for (int i = 0; i < taken; ++i) {
-          product.taps[i] = tap + i * s.stride_height;
-          product.weights[i] = filter.weights[i];
-        }
-        products[filter.kind].push_back(product);
-      }
+      pieces.push_back({tap, taken});
+      if (taken == kMostTaps) part = 0.5f;
       left -= taken;
       tap += taken * s.stride_height;
+    }
+  }
+  std::vector<Product> products[kKinds];
+  for (const auto& [tap, taken] : pieces) {
+    for (const Filter& filter : kFilters) {
+      if (!takes(filter, taken, part)) continue;
+      Product product = {};
+      for (int i = 0; i <= taken; ++i) {
+        if (filter.rows[i] == 0) continue;
+        product.row.rows[product.row.count] = tap + i * s.stride_height;
+        product.row.factors[product.row.count++] = filter.rows[i];
+      }
+      for (int i = 0; i < taken; ++i) {
+        product.taps[i] = tap + i * s.stride_height;
+        product.weights[i] = filter.weights[i];
+      }
+      products[filter.kind].push_back(product);
     }
   }
   for (const auto& group : products) products_.insert(products_.end(), group.begin(), group.end());
@@ -202,6 +206,7 @@ void DictionaryPack::pack_pairs(const Shape& s, float scale, const Kernels& kern
   }
   // No sum of an atom's products exceeds what they add up to without their signs, steep ones twice.
   view_.pairs.headroom = headroom(2 * most);
+  view_.pairs.part = part;
   view_.pairs.steep = static_cast<int>(products[steep].size());
   view_.pairs.differences = static_cast<int>(products[difference].size());
   view_.pairs.sums = static_cast<int>(products[sum].size());
@@ -237,19 +242,19 @@ void DictionaryPack::pack_tiles(float scale, const Kernels& kernels) {
 }
 
 void DictionaryPack::pack_strided(float scale, const Kernels& kernels) {
-  const int per_row = 10 * channels_;
+  const int per_row = 9 * channels_;
   Analysis packed(blocks_of(atoms_, kernels.strided_atoms, 4), atoms_, per_row * view_.pairs.rows(), scale);
   std::vector<double> combined, weights(atoms_);
   for (const Product& row : products_) {
     combine_rows(row, combined);
-    each_column_product(kAnalysisColumns, channels_, [&](int m, const ColumnFilter& column) {
+    each_column_product(channels_, [&](int m, const ColumnFilter& column) {
       combine_columns(&combined[m * kernel_width_ * atoms_], column.filter, column.first, 2, weights.data());
       packed.add(weights.data());
     });
   }
-  // The headroom of pairs is enough: what is shared and what is apart of the columns of a row add up to no more than
-  // the row's products without their signs, and a column is the difference of two at most. Where a weight is not
-  // finite, neither is that headroom, and every pair of rows is computed row by row.
+  // What columns combine to is at most kHeadroom times as large, and steep products are doubled along rows and columns.
+  // Where a weight is not finite, neither is that headroom, and every pair of rows is computed row by row.
+  view_.pairs.headroom = std::max(view_.pairs.headroom, headroom(4 * kHeadroom * packed.most()));
   strided_ = packed.take();
   view_.strided = strided_.data();
 }

@@ -56,6 +56,6 @@ constexpr int smaller(int block) { return block > 4 ? 4 : block > 2 ? 2 : 1; }
 static const Winograd kWinograd = {winograd_kernels<F2, float>(), winograd_kernels<F4, float>(),
                                    winograd_kernels<F2, double>(), winograd_kernels<F4, double>()};
 
-static const Kernels kKernels = {CSC_ISA_NAME, kLanes,    kAtoms,      kTileAtoms, kStridedAtoms,  kStridedTaps,
-                                 analysis,     synthesis, correlation, support,    combine,        read_codes,
-                                 stream_codes, streamed,  write_codes, gram,       largest_moment, &kWinograd};
+static const Kernels kKernels = {CSC_ISA_NAME, kLanes,      kAtoms,  kTileAtoms,     kStridedAtoms, analysis,
+                                 synthesis,    correlation, support, combine,        read_codes,    stream_codes,
+                                 streamed,     write_codes, gram,    largest_moment, &kWinograd};

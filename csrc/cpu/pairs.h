@@ -7,15 +7,19 @@
 //   sum        = (d1 + d2) (g0 + g1 + g2) / 2     lower = (d3 - d1) g2
 //   first row  = upper + sum + difference         second row = lower + sum - difference
 //
-// and with two taps three for four: sum = d1 (g0 + g1), upper = (d0 - d1) g0, lower = (d2 - d1) g1. With four taps and
-// five rows it takes five for eight: the values of polynomials at 0, 1, -1, -2 and infinity. That at -2 is
+// and with two taps three for four: sum = d1 (g0 + g1), upper = (d0 - d1) g0, lower = (d2 - d1) g1. These are values of
+// polynomials at 0, 1, -1 and infinity. With four taps and five rows it takes five for eight, at 0, 1, -1/2, -2 and
+// infinity, which add less rounding than 0, 1, -1, -2 and infinity do:
 //
-//   steep = (d3 - d1) (8 g3 - 4 g2 + 2 g1 - g0) / 6
-//   first row = upper + sum + difference + steep     second row = lower + sum - difference - 2 steep
+//   difference = (d2 + d3 - 2 d1) (8 g0 - 4 g1 + 2 g2 - g3) / 9
+//   steep      = (2 d3 - d1 - d2) (8 g3 - 4 g2 + 2 g1 - g0) / 18
+//   first row = upper + sum + difference + steep     second row = lower + sum - difference / 2 - 2 steep
 //
-// so that sum begins with -1/2 and difference with 3/2 of it; filters.h has the others. Any kernel is cut into so few
-// pieces of up to four taps as can be, of each phase of its stride (see pack_pairs). An analysis combines rows of the
-// image only, a few of them for all the atoms; synthesis.h and correlation.h use the same products turned around.
+// so that sum begins with minus what is steep and difference with twice of it. Pieces of three taps beside one of four
+// take differences at -1/2 as well: a difference is one of c0 - part c1. filters.h has all of them. Any kernel is cut
+// into so few pieces of up to four taps as can be, of each phase of its stride (see pack_pairs). An analysis combines
+// rows of the image only, a few of them for all the atoms; synthesis.h and correlation.h use the same products turned
+// around.
 //
 // What sees NaN or infinity is computed row by row: differences would spread them. So are numbers that a sum of a few
 // products could take beyond the largest.
@@ -23,11 +27,23 @@
 // Combined rows that stay in the first-level cache while the atoms pass over them.
 constexpr int64_t kHotBytes = 16 << 10;
 
+// What a product is made of: both rows of a pair, or one of them.
+enum class Codes { steep, difference, sum, first, second };
+
+template <Codes Kind>
+static inline __attribute__((always_inline)) Vec codes_of(const float* first, const float* second, float part) {
+  Vec z = load(Kind == Codes::second ? second : first);
+  if (Kind == Codes::sum) z += load(second);
+  if (Kind == Codes::difference) z -= part * load(second);
+  if (Kind == Codes::steep) z -= 2.0f * load(second);
+  return z;
+}
+
 // Checks at once, none of which waits for another.
 constexpr int kChecks = 4;
 
 // Whether the registers hold the sums of both rows of a pair, of half as many vectors each: of 32 registers, not of 16.
-constexpr bool kBothRows = kLanes == 16;
+constexpr bool kBothRows = kRegisters == 32;
 constexpr int kPairVectors = kBothRows ? kVectors / 2 : kVectors;
 
 // The image's rows of a pair of code rows from `row` on, combined; false where they are not all finite.
@@ -154,15 +170,15 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
       start(e, atom, first);
       if (pairs.steep) {
         each_sum<A, V>([&](int a, int v) {
-          first[a][v] -= 0.5f * second[a][v];
-          second[a][v] *= 1.5f;
+          first[a][v] -= second[a][v];
+          second[a][v] *= 2.0f;
         });
       }
       add_rows<A, V>(taps, pairs.differences, sums, first, differences, second);
       add_rows<A, V>(taps, pairs.sums - pairs.differences, sums, first);
       each_sum<A, V>([&](int a, int v) {
         const Vec difference = second[a][v];
-        second[a][v] = first[a][v] - difference;
+        second[a][v] = first[a][v] - pairs.part * difference;
         first[a][v] += difference;
       });
       add_rows<A, V>(taps, pairs.upper, upper, first, lower, second);
@@ -174,8 +190,8 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
       if (pairs.steep) {
         add_rows<A, V>(taps, pairs.steep, steep, first);
         each_sum<A, V>([&](int a, int v) {
-          store(steeps[a][v], 0.5f * first[a][v]);
-          first[a][v] *= 1.5f;
+          store(steeps[a][v], first[a][v]);
+          first[a][v] *= 2.0f;
         });
       }
       add_rows<A, V>(taps, pairs.differences, differences, first);
@@ -185,7 +201,7 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
       add_rows<A, V>(taps, pairs.sums, sums, first);
       each_sum<A, V>([&](int a, int v) {
         const Vec difference = load(waiting[a][v]);
-        store(waiting[a][v], first[a][v] - difference);
+        store(waiting[a][v], first[a][v] - pairs.part * difference);
         first[a][v] += difference;
       });
       add_rows<A, V>(taps, pairs.upper, upper, first);

@@ -1,7 +1,7 @@
 // Code rows from tiles of atoms of seven columns at stride 2; see strided_tiles.h.
 
 // Registers: atoms x vectors of tiles x the two columns of each, of one kind of combined rows at a time.
-constexpr int kStridedAtoms = kLanes == 16 ? 8 : 3, kStridedVectors = kLanes == 16 ? 1 : 2;
+constexpr int kStridedAtoms = kRegisters == 32 ? 8 : 3, kStridedVectors = kRegisters == 32 ? 1 : 2;
 
 // The kinds of combined rows, in their order.
 constexpr int kRowKinds = 5;
@@ -17,39 +17,51 @@ static __attribute__((noinline)) void strided_kind(const float* pixels, const fl
     even[a][v] = least ? Vec{} - least[a] : Vec{};
     odd[a][v] = Vec{};
   });
+  const float *row_pixels, *row_weights;
+  const auto each_row = [&](const auto& products) __attribute__((always_inline)) {
+    row_pixels = pixels;
+    row_weights = weights;
+    for (int i = 0; i < rows; ++i) {
+      products();
+      row_pixels += kStridedProducts<M> * kStep;
+      row_weights += kStridedProducts<M> * A;
+    }
+  };
   const auto add = [&](int product, Vec(&sums)[A][V]) __attribute__((always_inline)) {
-    const float* w = weights + product * A;
+    const float* w = row_weights + product * A;
     const float* x[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) x[v] = pixels + v * kLanes;
+    for (int v = 0; v < V; ++v) x[v] = row_pixels + v * kLanes;
     add_product<A, V>(product * kStep, x, w, sums);
   };
-  const float* const first_pixels = pixels;
-  const float* const first_weights = weights;
-  const auto next = [&] {
-    pixels += kAnalysisProducts<M> * kStep;
-    weights += kAnalysisProducts<M> * A;
-  };
-  // Sums and differences first, from which both columns are made, then what each has for itself.
-  for (int i = 0; i < rows; ++i, next()) {
+  // First what both columns are made from, then what each has for itself.
+  each_row([&] {
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) {
-      add(M + 3 * m, even);
-      add(m, odd);
-      add(M + 3 * m + 1, even);
-      add(M + 3 * m + 2, even);
+    for (int m = 0; m < M; ++m) add(m, odd);
+  });
+  each_sum<A, V>([&](int a, int v) {
+    even[a][v] -= odd[a][v];
+    odd[a][v] *= 2.0f;
+  });
+  each_row([&] {
+#pragma GCC unroll 8
+    for (int j = 0; j < 2 * M; ++j) {
+      add(3 * M + j, even);
+      add(M + j, odd);
     }
-  }
-  each_sum<A, V>([&](int a, int v) { add_and_subtract(even[a][v], odd[a][v]); });
-  pixels = first_pixels;
-  weights = first_weights;
-  for (int i = 0; i < rows; ++i, next()) {
-#pragma GCC unroll 16
-    for (int j = 0; j < 3 * M; ++j) {
-      add(4 * M + j, even);
+  });
+  each_sum<A, V>([&](int a, int v) {
+    const Vec difference = odd[a][v];
+    odd[a][v] = even[a][v] - 0.5f * difference;
+    even[a][v] += difference;
+  });
+  each_row([&] {
+#pragma GCC unroll 8
+    for (int j = 0; j < 2 * M; ++j) {
+      add(5 * M + j, even);
       add(7 * M + j, odd);
     }
-  }
+  });
   each_sum<A, V>([&](int a, int v) {
     to_even[a][v] = even[a][v];
     to_odd[a][v] = odd[a][v];
@@ -63,7 +75,7 @@ static void strided_atoms(const AnalysisBlock& b, const PairPositions& positions
   const AnalysisEpilogue& e = b.epilogue;
   const PairedTaps& pairs = b.dictionary.pairs;
   const int counts[kRowKinds] = {pairs.steep, pairs.differences, pairs.sums, pairs.upper, pairs.lower};
-  const int64_t per_atom = static_cast<int64_t>(pairs.rows()) * kAnalysisProducts<M>;
+  const int64_t per_atom = static_cast<int64_t>(pairs.rows()) * kStridedProducts<M>;
   const CodePosition* const at = positions.at + low;
   bool usual = is_usual(e) && count == 2 * V;
   for (int v = 0; v < count; ++v) usual = usual && at[v].lanes == kLanes;
@@ -73,8 +85,8 @@ static void strided_atoms(const AnalysisBlock& b, const PairPositions& positions
     for (int kind = 0; kind < kRowKinds; ++kind) {
       const float* least = kind == 2 && starts_below(e) ? e.threshold + atom : nullptr;
       strided_kind<M, A, V>(x, w, counts[kind], least, kinds[kind][0], kinds[kind][1]);
-      x += counts[kind] * kAnalysisProducts<M> * V * kLanes;
-      w += counts[kind] * kAnalysisProducts<M> * A;
+      x += counts[kind] * kStridedProducts<M> * V * kLanes;
+      w += counts[kind] * kStridedProducts<M> * A;
     }
     Rows<2 * V> rows(e, atom);
     for (int v = 0; v < 2 * V; ++v) {
@@ -88,8 +100,8 @@ static void strided_atoms(const AnalysisBlock& b, const PairPositions& positions
 #pragma GCC unroll 2
         for (int column = 0; column < 2; ++column) {
           const Vec steep = kinds[0][column][a][v];
-          const Vec difference = kinds[1][column][a][v] + 1.5f * steep, sum = kinds[2][column][a][v] - 0.5f * steep;
-          columns[column] = (below ? sum - difference : sum + difference) + kinds[3 + below][column][a][v];
+          const Vec difference = kinds[1][column][a][v] + 2.0f * steep, sum = kinds[2][column][a][v] - steep;
+          columns[column] = (below ? sum - pairs.part * difference : sum + difference) + kinds[3 + below][column][a][v];
         }
         codes[a][2 * v] = low_columns(columns[0], columns[1]);
         codes[a][2 * v + 1] = high_columns(columns[0], columns[1]);
@@ -120,8 +132,9 @@ static void strided_vectors(const AnalysisBlock& b, const PairPositions& at) {
     const int count = std::min(at.count - low, kMost);
     for (int v = 0; v < count; v += 2) {
       const float* const first = at.rows[low + v];
-      combine_for_analysis<M>(b.dictionary.offsets, first, v + 1 < count ? at.rows[low + v + 1] : first, rows,
-                              b.image.row_stride, pixels + v / 2 * kLanes, kStridedVectors * kLanes);
+      combine_columns<M>(b.dictionary.offsets, first, v + 1 < count ? at.rows[low + v + 1] : first, rows,
+                         b.image.row_stride, pixels + v / 2 * kLanes, kStridedVectors * kLanes,
+                         int64_t{kStridedProducts<M>} * kStridedVectors * kLanes);
     }
     strided_atoms<M, kStridedAtoms, kStridedVectors>(b, at, low, count, pixels, 0, b.dictionary.strided);
   }

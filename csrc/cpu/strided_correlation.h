@@ -19,20 +19,12 @@ constexpr int products_of(int columns) {
 
 // The codes of one kind in the even and odd columns of a line's tiles, of A atoms.
 template <int A, Codes Kind>
-static inline __attribute__((always_inline)) void strided_codes(const StridedLine& line, int64_t offset, int64_t stride,
-                                                                Vec (&even)[A], Vec (&odd)[A]) {
-  const auto codes_of = [&](int vector, int64_t at) __attribute__((always_inline)) {
-    const float *first = line.codes[vector][0] + at, *second = line.codes[vector][1] + at;
-    if (Kind == Codes::second) return load(second);
-    Vec z = load(first);
-    if (Kind == Codes::sum) z += load(second);
-    if (Kind == Codes::difference) z -= load(second);
-    if (Kind == Codes::steep) z -= 2.0f * load(second);
-    return z;
-  };
+static inline __attribute__((always_inline)) void strided_codes(const StridedLine& line, float part, int64_t offset,
+                                                                int64_t stride, Vec (&even)[A], Vec (&odd)[A]) {
 #pragma GCC unroll 4
-  for (int a = 0; a < A; ++a) {
-    Vec low = codes_of(0, offset + a * stride), high = codes_of(1, offset + a * stride);
+  for (int a = 0; a < A; ++a, offset += stride) {
+    Vec low = codes_of<Kind>(line.codes[0][0] + offset, line.codes[0][1] + offset, part);
+    Vec high = codes_of<Kind>(line.codes[1][0] + offset, line.codes[1][1] + offset, part);
     hold(low);
     hold(high);
     even[a] = even_columns(low, high);
@@ -47,7 +39,7 @@ static inline __attribute__((always_inline)) void strided_codes(const StridedLin
 template <int A, int M, int Columns, typename CodesOf>
 static inline __attribute__((always_inline)) void strided_sums(const CodesOf& codes, int count, const float* pixels,
                                                                double* to) {
-  constexpr int kSize = kCorrelationProducts<M>, kSums = M * products_of(Columns);
+  constexpr int kSize = kStridedProducts<M>, kSums = M * products_of(Columns);
   constexpr int kLowest = Columns & -Columns, kBegin = M * products_of(kLowest - 1);
   pixels += kBegin * kLanes;
   Vec sums[kSums][A];
@@ -79,7 +71,7 @@ static inline __attribute__((always_inline)) void strided_sums(const CodesOf& co
     add(kLowerColumns, [](Vec, Vec odd) { return odd; });
     add(kSteepColumns, [](Vec even, Vec odd) { return even - 2.0f * odd; });
     add(kSumColumns, [](Vec even, Vec odd) { return even + odd; });
-    add(kDifferenceColumns, [](Vec even, Vec odd) { return even - odd; });
+    add(kDifferenceColumns, [](Vec even, Vec odd) { return even - 0.5f * odd; });
   }
   add_lanes(sums, to + kBegin, kSize);
 }
@@ -106,10 +98,11 @@ template <int A, int M, Codes Kind>
 static __attribute__((noinline)) void strided_products(const CorrelationBlock& b, const StridedLine* lines, int count,
                                                        const float* pixels, int atom, double* to) {
   const int64_t stride = b.code.channel_stride, offset = atom * stride;
+  const float part = b.dictionary.pairs.part;
   const auto codes = [&](int line, Vec(&even)[A], Vec(&odd)[A]) __attribute__((always_inline)) {
-    strided_codes<A, Kind>(lines[line], offset, stride, even, odd);
+    strided_codes<A, Kind>(lines[line], part, offset, stride, even, odd);
   };
-  if constexpr (kLanes == 16) {
+  if constexpr (kRegisters == 32) {
     strided_sums<A, M, kAllColumns>(codes, count, pixels, to);
   } else {
     alignas(kLanes * 4) KeptCodes<A> kept;
@@ -131,13 +124,13 @@ static __attribute__((noinline)) void strided_products(const CorrelationBlock& b
 }
 
 // Atoms at once.
-constexpr int kStridedSums = kLanes == 16 ? 1 : 2;
+constexpr int kStridedSums = kRegisters == 32 ? 1 : 2;
 
 // One kind of combined rows of all atoms: what the image combines to in one of them stays in the first-level cache.
 template <int M, Codes Kind>
 static void strided_rows(const CorrelationBlock& b, const StridedLine* lines, int count, int row, int end,
                          const float* pixels) {
-  constexpr int64_t kSize = kCorrelationProducts<M>;
+  constexpr int64_t kSize = kStridedProducts<M>;
   for (; row < end; ++row) {
     const float* const from = pixels + row * kStridedLines * kSize * kLanes;
     double* const to = b.sums + row * kSize * b.shape.atoms;
@@ -165,9 +158,9 @@ static void strided_lines(const CorrelationBlock& b, int begin, int end) {
   };
   const float* waiting = nullptr;  // The combined rows of a vector that has no partner yet.
   const auto add_line = [&](const float* low, const float* high) {
-    combine_for_correlation<M>(b.dictionary.offsets, low, high, pairs.rows(), width,
-                               pixels + count * kCorrelationProducts<M> * kLanes,
-                               int64_t{kStridedLines} * kCorrelationProducts<M> * kLanes);
+    combine_columns<M>(b.dictionary.offsets, low, high, pairs.rows(), width,
+                       pixels + count * kStridedProducts<M> * kLanes, kLanes,
+                       int64_t{kStridedLines} * kStridedProducts<M> * kLanes);
     waiting = nullptr;
     if (++count == kStridedLines) flush();
   };

@@ -1,9 +1,9 @@
 // Image rows from code rows, with the residual as the epilogue.
 //
 // Code rows are spread over the image rows that see them, two at a time: the turned around filter of pairs.h. With the
-// codes c0, c1 of a pair, products are made of c0 - 2 c1, c0 - c1, c0 + c1, c0 and c1, and each is added to the rows of
-// which the analysis reads a combination, in the same proportion, with the sign of the residual x - A z. A row begins
-// with the image's and waits in the residual's own place until the last code row that it sees has been added.
+// codes c0, c1 of a pair, products are made of c0 - 2 c1, c0 - part c1, c0 + c1, c0 and c1, and each is added to the
+// rows of which the analysis reads a combination, in the same proportion, with the sign of the residual x - A z. A row
+// begins with the image's and waits in the residual's own place until the last code row that it sees has been added.
 //
 // Positions where a pair gives NaN or infinity are computed row by row: differences would spread them.
 //
@@ -24,10 +24,7 @@ struct SpreadPosition {
 };
 
 // Kernel columns that are multiplied at once, where they are by themselves.
-constexpr int kColumns = kLanes == 16 ? 4 : 2;
-
-// What a product is made of: both rows of a pair, or one of them.
-enum class Codes { steep, difference, sum, first, second };
+constexpr int kColumns = kRegisters == 32 ? 4 : 2;
 
 // Atoms whose products are added up in a row: a sum of sums is more exact. Products of several columns are as many as
 // those of more atoms, and tiles have more of them to combine.
@@ -44,10 +41,11 @@ static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition*
   constexpr bool kHoldsWeights = kProducts < V;  // And takes one vector of codes after the other, or the other way.
   const int64_t channel_stride = b.code.channel_stride, stride = b.products.channel_stride;
   const int passes = C ? 1 : columns, step = C ? columns * M : M;
+  const float part = b.dictionary.spread.part;
   const float *first[V], *second[V];
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) {
-    first[v] = Kind == Codes::second ? at[v].second : at[v].first;
+    first[v] = at[v].first;
     second[v] = at[v].second;
   }
   Vec sums[kProducts][V];
@@ -67,10 +65,7 @@ static inline void multiply_codes(const SynthesisBlock& b, const SpreadPosition*
       Vec z[V];
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) {
-        z[v] = load(first[v] + offset);
-        if (Kind == Codes::sum) z[v] += load(second[v] + offset);
-        if (Kind == Codes::difference) z[v] -= load(second[v] + offset);
-        if (Kind == Codes::steep) z[v] -= 2.0f * load(second[v] + offset);
+        z[v] = codes_of<Kind>(first[v] + offset, second[v] + offset, part);
         hold(z[v]);
         if (!kHoldsWeights) continue;
 #pragma GCC unroll 4

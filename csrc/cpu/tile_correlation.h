@@ -1,15 +1,16 @@
 // The dictionary's gradient from tiles; see tiles.h: sums over tiles of what the image and what the codes combine to.
 
-// Sums at once: 4 M of each atom.
-constexpr int kTileSums = kLanes == 16 ? 24 : 12;
+// Atoms at once: registers hold their sums, 4 M of each, its codes in the even and the odd columns, and two pixels.
+template <int M>
+constexpr int kTileSums = (kRegisters - 2) / (4 * M + 2);
 
 // A pair of code rows, and a row kind of what the image combines to.
 struct TileLine {
   const float *pixels, *code, *other;
 };
 
-// Adds one row kind of A atoms: that of code + Factor * other.
-template <int A, int M, int Factor>
+// Adds one row kind of A atoms.
+template <int A, int M, Codes Kind>
 static __attribute__((noinline)) void tile_products(const CorrelationBlock& b, const TileLine* line,
                                                     const TileLine* end, int atom, double* to) {
   const int64_t stride = b.code.channel_stride, ahead = A * stride;
@@ -26,14 +27,10 @@ static __attribute__((noinline)) void tile_products(const CorrelationBlock& b, c
 #pragma GCC unroll 16
       for (int a = 0; a < A; ++a) {
         const float *upper = code + a * stride, *lower = other + a * stride;
-        Vec low = load(upper), high = load(upper + kLanes);
-        if (Factor) {
-          low += float{Factor} * load(lower);
-          high += float{Factor} * load(lower + kLanes);
-        }
+        Vec low = codes_of<Kind>(upper, lower, 1), high = codes_of<Kind>(upper + kLanes, lower + kLanes, 1);
         prefetch(upper + ahead);
         prefetch(upper + ahead + kLanes);
-        if (Factor) {
+        if (Kind != Codes::first) {
           prefetch(lower + ahead);
           prefetch(lower + ahead + kLanes);
         }
@@ -70,20 +67,20 @@ static __attribute__((noinline)) void tile_products(const CorrelationBlock& b, c
 }
 
 // One row kind of all atoms: what the image combines to stays in the first-level cache, and codes are asked for ahead.
-template <int A, int M, int Factor>
+template <int A, int M, Codes Kind>
 static void tile_kind(const CorrelationBlock& b, const TileLine* lines, int count, double* to) {
   int atom = 0;
-  for (; atom + A <= b.shape.atoms; atom += A) tile_products<A, M, Factor>(b, lines, lines + count, atom, to);
-  for (; atom < b.shape.atoms; ++atom) tile_products<1, M, Factor>(b, lines, lines + count, atom, to);
+  for (; atom + A <= b.shape.atoms; atom += A) tile_products<A, M, Kind>(b, lines, lines + count, atom, to);
+  for (; atom < b.shape.atoms; ++atom) tile_products<1, M, Kind>(b, lines, lines + count, atom, to);
 }
 
 template <int A, int M>
 static void tile_kinds(const CorrelationBlock& b, const TileLine (&lines)[4][kPairsToCorrelate], int count) {
   const int64_t size = int64_t{4} * M * b.shape.atoms;
-  tile_kind<A, M, 1>(b, lines[0], count, b.sums);
-  tile_kind<A, M, -1>(b, lines[1], count, b.sums + size);
-  tile_kind<A, M, 0>(b, lines[2], count, b.sums + 2 * size);
-  tile_kind<A, M, 0>(b, lines[3], count, b.sums + 3 * size);
+  tile_kind<A, M, Codes::sum>(b, lines[0], count, b.sums);
+  tile_kind<A, M, Codes::difference>(b, lines[1], count, b.sums + size);
+  tile_kind<A, M, Codes::first>(b, lines[2], count, b.sums + 2 * size);
+  tile_kind<A, M, Codes::first>(b, lines[3], count, b.sums + 3 * size);
 }
 
 // Adds the positions of code rows [begin, end).
@@ -102,13 +99,13 @@ static void correlation_tiles(const CorrelationBlock& b, int begin, int end) {
     }
     switch (b.shape.channels) {
       case 1:
-        tile_kinds<kTileSums / 4, 1>(b, lines, count);
+        tile_kinds<kTileSums<1>, 1>(b, lines, count);
         break;
       case 2:
-        tile_kinds<kTileSums / 8, 2>(b, lines, count);
+        tile_kinds<kTileSums<2>, 2>(b, lines, count);
         break;
       default:
-        tile_kinds<kTileSums / 12, 3>(b, lines, count);
+        tile_kinds<kTileSums<3>, 3>(b, lines, count);
     }
   }
 }

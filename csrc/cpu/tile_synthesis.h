@@ -3,7 +3,7 @@
 
 // Vectors of tiles at once, with M channels: 16 registers hold the sums of one.
 template <int M>
-constexpr int kSpreadTiles = kLanes == 16 || M == 1 ? 2 : 1;
+constexpr int kSpreadTiles = kRegisters == 32 || M == 1 ? 2 : 1;
 
 // A vector of tiles: its codes in both rows, and where what it adds to the image goes.
 struct TileCodes {
@@ -16,12 +16,6 @@ struct TileCodes {
 template <int M, int V, Codes Kind>
 static __attribute__((noinline)) void multiply_tiles(const SynthesisBlock& b, const TileCodes* at, const float* weights,
                                                      int atom, int end, Vec (*to)[16 * M]) {
-  const float *first[V], *second[V];
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) {
-    first[v] = Kind == Codes::second ? at[v].second : at[v].first;
-    second[v] = at[v].second;
-  }
   Vec sums[4 * M][V];
 #pragma GCC unroll 16
   for (int i = 0; i < 4 * M; ++i)
@@ -33,15 +27,8 @@ static __attribute__((noinline)) void multiply_tiles(const SynthesisBlock& b, co
     Vec even[V], odd[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      Vec low = load(first[v] + offset), high = load(first[v] + offset + kLanes);
-      if (Kind == Codes::sum) {
-        low += load(second[v] + offset);
-        high += load(second[v] + offset + kLanes);
-      }
-      if (Kind == Codes::difference) {
-        low -= load(second[v] + offset);
-        high -= load(second[v] + offset + kLanes);
-      }
+      Vec low = codes_of<Kind>(at[v].first + offset, at[v].second + offset, 1);
+      Vec high = codes_of<Kind>(at[v].first + offset + kLanes, at[v].second + offset + kLanes, 1);
       hold(low);
       hold(high);
       even[v] = even_columns(low, high);

@@ -1,5 +1,6 @@
 """SDNet-18 and -34, with sparse codes in the stem or everywhere, and the models they are compared with."""
 
+from . import timm_models
 from .classifier import Classifier
 from .mdeq import mdeq_small
 from .published import load_published
@@ -7,6 +8,8 @@ from .registry import MODELS, build
 from .resnet import ResNet, resnet18, resnet34
 from .scn import scn
 from .sdnet import sdnet18, sdnet18_all, sdnet34, sdnet34_all
+
+timm_models.register()
 
 __all__ = [
     "MODELS",

@@ -67,6 +67,9 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         super().__init__()
         if len(mean) != len(std) or min(std) <= 0:
             raise ValueError(f"mean and std need one number per channel, std above 0; got {mean} and {std}")
+        channels = (options or {}).get("in_channels", 3)
+        if len(mean) != channels:
+            raise ValueError(f"mean and std need one number per channel, of which there are {channels}; got {mean}")
         if classes and len(classes) != num_classes:
             raise ValueError(f"{len(classes)} names of classes for {num_classes} classes")
         if "num_classes" in (options or {}):

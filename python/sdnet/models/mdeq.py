@@ -200,17 +200,17 @@ class MDEQ(nn.Module):
     """A stem, the fixed point, and a head that gathers the resolutions.
 
     Shapes:
-        x (N, 3, H, W), H and W multiples of 8 -> logits (N, num_classes).
+        x (N, in_channels, H, W), H and W multiples of 8 -> logits (N, num_classes).
     """
 
-    def __init__(self, num_classes: int, width: int) -> None:
+    def __init__(self, num_classes: int, width: int, in_channels: int) -> None:
         super().__init__()
         channels = [width * 2**i for i in range(BRANCHES)]
         inner = [max(1, int(count * HEAD_PER_CHANNEL)) for count in channels]
         final = FINAL_CHANNELS * width // 32
         self.channels = channels
         layers: list[nn.Module] = []
-        for count in (3, width):
+        for count in (in_channels, width):
             layers += [conv(count, width, 3), nn.BatchNorm2d(width), nn.ReLU()]
         self.stem = nn.Sequential(*layers, conv(width, width, 1), nn.BatchNorm2d(width), nn.ReLU())
         self.transition = Transition(channels)
@@ -260,7 +260,7 @@ class MDEQ(nn.Module):
         return self.linear(self.final(y).mean((2, 3)))
 
 
-def mdeq_small(num_classes: int = 10, width: int = 32) -> MDEQ:
+def mdeq_small(num_classes: int = 10, width: int = 32, in_channels: int = 3) -> MDEQ:
     """The MDEQ that has SDNet-18's size: four branches of 32 to 256 channels, 11.1 million parameters.
 
     In evaluation its fixed point is detached, as torchdeq does it: there is no gradient of the picture.
@@ -268,6 +268,7 @@ def mdeq_small(num_classes: int = 10, width: int = 32) -> MDEQ:
     Args:
         num_classes: number of logits, at least 1.
         width: channels of the finest branch, a multiple of 8.
+        in_channels: of the pictures.
 
     Raises:
         TypeError, ValueError: an argument is none of these.
@@ -275,7 +276,7 @@ def mdeq_small(num_classes: int = 10, width: int = 32) -> MDEQ:
     >>> 0.9 < sum(p.numel() for p in mdeq_small().parameters()) / 11_173_962 < 1.1
     True
     """
-    check_counts(num_classes=num_classes, width=width)
+    check_counts(num_classes=num_classes, width=width, in_channels=in_channels)
     if width % GROUPS:
         raise ValueError(f"width must be a multiple of {GROUPS}, got {width}")
-    return MDEQ(num_classes, width)
+    return MDEQ(num_classes, width, in_channels)

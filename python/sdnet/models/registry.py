@@ -1,4 +1,4 @@
-"""The models of this package by name, here and in timm."""
+"""The models of this package by name."""
 
 from __future__ import annotations
 
@@ -35,33 +35,3 @@ def build(name: str, **options: Any) -> nn.Module:
     if unknown:
         raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
     return MODELS[name](**options)
-
-
-def _register_with_timm() -> None:
-    """timm.create_model("sdnet18", ...). timm keeps its own resnet18 and resnet34, which have another stem."""
-    try:
-        from timm.models import register_model
-    except ModuleNotFoundError as error:
-        if error.name != "timm":
-            raise
-        return
-    for name in MODELS:
-        if not name.startswith("resnet"):
-            register_model(_timm_entry(name))
-
-
-def _timm_entry(name: str) -> Callable[..., nn.Module]:
-    def entry(pretrained: bool = False, **options: Any) -> nn.Module:
-        if pretrained:
-            raise ValueError(f"timm has no weights of {name}; sdnet.load_pretrained has those that ship")
-        for given in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-            options.pop(given, None)
-        return build(name, **options)
-
-    entry.__name__ = name
-    entry.__module__ = __name__
-    globals()[name] = entry
-    return entry
-
-
-_register_with_timm()

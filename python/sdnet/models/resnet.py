@@ -99,7 +99,7 @@ class ResNet(nn.Module):
     """A stem, four stages, the mean over the pixels and a linear classifier.
 
     Shapes:
-        x (N, 3, H, W), any H and W -> logits (N, num_classes).
+        x (N, in_channels, H, W), any H and W -> logits (N, num_classes).
     """
 
     def __init__(self, stem: nn.Module, stages: Sequence[nn.Module], num_classes: int, width: int) -> None:
@@ -114,11 +114,11 @@ class ResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def _resnet(blocks: Sequence[int], num_classes: int, stem: str, width: int) -> ResNet:
-    check_counts(num_classes=num_classes, width=width)
+def _resnet(blocks: Sequence[int], num_classes: int, stem: str, width: int, in_channels: int) -> ResNet:
+    check_counts(num_classes=num_classes, width=width, in_channels=in_channels)
     kernel, stride, padding = stem_geometry(stem)
     layer0 = nn.Sequential(
-        nn.Conv2d(3, width, kernel, stride=stride, padding=padding, bias=False),
+        nn.Conv2d(in_channels, width, kernel, stride=stride, padding=padding, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
     )
@@ -127,13 +127,14 @@ def _resnet(blocks: Sequence[int], num_classes: int, stem: str, width: int) -> R
     return ResNet(layer0, make_stages(blocks, BasicBlock, width), num_classes, width)
 
 
-def resnet18(num_classes: int = 10, stem: str = "cifar", width: int = 64) -> ResNet:
+def resnet18(num_classes: int = 10, stem: str = "cifar", width: int = 64, in_channels: int = 3) -> ResNet:
     """ResNet-18 (He et al. 2016, arXiv 1512.03385), randomly initialised: 11,173,962 parameters by default.
 
     Args:
         num_classes: number of logits, at least 1.
         stem: "cifar", a 3x3 convolution, or "imagenet", a 7x7 convolution of stride 2 and a max pool.
         width: channels of the stem and the first stage; the others have 2, 4 and 8 times as many.
+        in_channels: of the pictures.
 
     Raises:
         TypeError, ValueError: an argument is none of these.
@@ -141,13 +142,13 @@ def resnet18(num_classes: int = 10, stem: str = "cifar", width: int = 64) -> Res
     >>> sum(p.numel() for p in resnet18().parameters())
     11173962
     """
-    return _resnet(BLOCKS_18, num_classes, stem, width)
+    return _resnet(BLOCKS_18, num_classes, stem, width, in_channels)
 
 
-def resnet34(num_classes: int = 10, stem: str = "cifar", width: int = 64) -> ResNet:
+def resnet34(num_classes: int = 10, stem: str = "cifar", width: int = 64, in_channels: int = 3) -> ResNet:
     """ResNet-34: as `resnet18`, with 3, 4, 6 and 3 blocks.
 
     >>> sum(p.numel() for p in resnet34().parameters())
     21282122
     """
-    return _resnet(BLOCKS_34, num_classes, stem, width)
+    return _resnet(BLOCKS_34, num_classes, stem, width, in_channels)

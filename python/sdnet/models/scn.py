@@ -160,10 +160,10 @@ class PatchCoding(nn.Module):
 class SCN(nn.Module):
     """Fourteen layers of patch coding, each behind a batch norm without parameters, and a linear classifier."""
 
-    def __init__(self, num_classes: int, width: int) -> None:
+    def __init__(self, num_classes: int, width: int, in_channels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        channels = 3
+        channels = in_channels
         for wanted, stride in LAYERS:
             atoms = max(1, wanted * width // LAYERS[0][0])
             layers += [nn.BatchNorm2d(channels, eps=1e-4, affine=False), PatchCoding(channels, atoms, stride)]
@@ -176,12 +176,13 @@ class SCN(nn.Module):
         return self.linear(self.layers(x).mean((2, 3)))
 
 
-def scn(num_classes: int = 10, width: int = 16) -> SCN:
+def scn(num_classes: int = 10, width: int = 16, in_channels: int = 3) -> SCN:
     """SCN-4 for pictures of CIFAR's size: seven bottleneck modules, 694,216 parameters by default.
 
     Args:
         num_classes: number of logits, at least 1.
         width: atoms of the first layer; the others keep their proportion to it.
+        in_channels: of the pictures.
 
     Raises:
         TypeError, ValueError: an argument is none of these.
@@ -189,5 +190,5 @@ def scn(num_classes: int = 10, width: int = 16) -> SCN:
     >>> sum(p.numel() for p in scn().parameters())
     694216
     """
-    check_counts(num_classes=num_classes, width=width)
-    return SCN(num_classes, width)
+    check_counts(num_classes=num_classes, width=width, in_channels=in_channels)
+    return SCN(num_classes, width, in_channels)

@@ -49,28 +49,36 @@ class CSCBlock(nn.Module):
         return F.relu(out, inplace=True)
 
 
-def _stem(stem: str, width: int, options: dict[str, Any]) -> nn.Sequential:
+def _stem(stem: str, in_channels: int, width: int, options: dict[str, Any]) -> nn.Sequential:
     kernel, stride, padding = stem_geometry(stem)
-    return nn.Sequential(_csc(3, width, kernel, stride, padding, options), nn.BatchNorm2d(width))
+    return nn.Sequential(_csc(in_channels, width, kernel, stride, padding, options), nn.BatchNorm2d(width))
 
 
-def _sdnet(blocks: Sequence[int], num_classes: int, stem: str, width: int, options: dict[str, Any]) -> ResNet:
-    check_counts(num_classes=num_classes, width=width)
-    layer0 = _stem(stem, width, options)
+def _sdnet(
+    blocks: Sequence[int], num_classes: int, stem: str, width: int, in_channels: int, options: dict[str, Any]
+) -> ResNet:
+    check_counts(num_classes=num_classes, width=width, in_channels=in_channels)
+    layer0 = _stem(stem, in_channels, width, options)
     if stem == "imagenet":
         layer0.append(nn.MaxPool2d(3, stride=2, padding=1))
     return ResNet(layer0, make_stages(blocks, BasicBlock, width), num_classes, width)
 
 
 def _sdnet_all(
-    blocks: Sequence[int], num_classes: int, stem: str, width: int, shortcut: bool, options: dict[str, Any]
+    blocks: Sequence[int],
+    num_classes: int,
+    stem: str,
+    width: int,
+    in_channels: int,
+    shortcut: bool,
+    options: dict[str, Any],
 ) -> ResNet:
-    check_counts(num_classes=num_classes, width=width)
+    check_counts(num_classes=num_classes, width=width, in_channels=in_channels)
 
     def block(in_channels: int, out_channels: int, stride: int) -> CSCBlock:
         return CSCBlock(in_channels, out_channels, stride, shortcut, options)
 
-    layer0 = _stem(stem, width, options)
+    layer0 = _stem(stem, in_channels, width, options)
     if stem == "imagenet":
         # In the place of the max pool, which has no inverse; without a batch norm of its own, as published.
         layer0.append(_csc(width, width, 3, 2, 1, options))
@@ -82,6 +90,7 @@ def sdnet18(
     num_classes: int = 10,
     stem: str = "cifar",
     width: int = 64,
+    in_channels: int = 3,
     *,
     lmbda: float = 0.1,
     mu: float = 0.0,
@@ -93,6 +102,7 @@ def sdnet18(
         num_classes: number of logits, at least 1.
         stem: "cifar", 3x3 atoms, or "imagenet", 7x7 atoms at stride 2 and a max pool.
         width: atoms of the stem, and channels of the first stage; the others have 2, 4 and 8 times as many.
+        in_channels: of the pictures.
         lmbda: weight of the codes' l1 norm, at least 0; `csc_kernels.set_lmbda` changes it later.
         mu: weight of their squared l2 norm, at least 0.
         n_iter: steps of FISTA per layer, at least 1. From 3 steps on this is the textbook's momentum, which
@@ -105,13 +115,14 @@ def sdnet18(
     >>> sum(p.numel() for p in model.parameters())
     11173962
     """
-    return _sdnet(BLOCKS_18, num_classes, stem, width, {"lmbda": lmbda, "mu": mu, "n_iter": n_iter})
+    return _sdnet(BLOCKS_18, num_classes, stem, width, in_channels, {"lmbda": lmbda, "mu": mu, "n_iter": n_iter})
 
 
 def sdnet34(
     num_classes: int = 10,
     stem: str = "cifar",
     width: int = 64,
+    in_channels: int = 3,
     *,
     lmbda: float = 0.1,
     mu: float = 0.0,
@@ -122,13 +133,14 @@ def sdnet34(
     >>> sum(p.numel() for p in sdnet34().parameters())
     21282122
     """
-    return _sdnet(BLOCKS_34, num_classes, stem, width, {"lmbda": lmbda, "mu": mu, "n_iter": n_iter})
+    return _sdnet(BLOCKS_34, num_classes, stem, width, in_channels, {"lmbda": lmbda, "mu": mu, "n_iter": n_iter})
 
 
 def sdnet18_all(
     num_classes: int = 10,
     stem: str = "cifar",
     width: int = 64,
+    in_channels: int = 3,
     *,
     shortcut: bool = True,
     lmbda: float = 0.1,
@@ -148,13 +160,14 @@ def sdnet18_all(
     11000138
     """
     options = {"lmbda": lmbda, "mu": mu, "n_iter": n_iter}
-    return _sdnet_all(BLOCKS_18, num_classes, stem, width, shortcut, options)
+    return _sdnet_all(BLOCKS_18, num_classes, stem, width, in_channels, shortcut, options)
 
 
 def sdnet34_all(
     num_classes: int = 10,
     stem: str = "cifar",
     width: int = 64,
+    in_channels: int = 3,
     *,
     shortcut: bool = True,
     lmbda: float = 0.1,
@@ -167,4 +180,4 @@ def sdnet34_all(
     21108298
     """
     options = {"lmbda": lmbda, "mu": mu, "n_iter": n_iter}
-    return _sdnet_all(BLOCKS_34, num_classes, stem, width, shortcut, options)
+    return _sdnet_all(BLOCKS_34, num_classes, stem, width, in_channels, shortcut, options)
