@@ -169,6 +169,21 @@ def test_products_of_large_atoms_overflow_only_where_they_do_row_by_row(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("down, across, row, value", ((2, 0, 10, 1e36), (2, 6, 10, 1e36), (3, 0, 11, 1.3e36)))
+def test_columns_overflow_only_where_they_do_row_by_row(
+    backend: str, down: int, across: int, row: int, value: float
+) -> None:
+    """One tap, whose products are finite: what its columns combine to is several times as large."""
+    x, dictionary = torch.zeros(1, 1, 18, 70), torch.zeros(4, 1, 7, 7)
+    x[0, 0, row] = value * (torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, -1.0, 1.0]).repeat(10))
+    dictionary[0, 0, down, across] = 100.0
+    options = {"lmbda": 0.0, "step_size": 1.0, "n_iter": 1, "nonneg": False, "stride": 2}
+    found = csc.fista(x, dictionary, **options)
+    with csc.use_backend("reference"):
+        expected = csc.fista(x, dictionary, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, 3e38))
 @pytest.mark.parametrize("column", (8, 33))
 def test_a_gradient_that_is_not_finite_is_computed_row_by_row(backend: str, column: int, value: float) -> None:
