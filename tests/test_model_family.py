@@ -242,6 +242,22 @@ def test_a_saved_model_keeps_what_was_set_in_its_layers(tmp_path: Path) -> None:
         assert torch.equal(Classifier.from_pretrained(folder / "again").eval()(pictures), model(pictures))
 
 
+def test_a_saved_model_keeps_tensors_and_parameters_set_in_its_layers(tmp_path: Path) -> None:
+    model = Classifier("sdnet18", options={"width": 4}).eval()
+    layer = model.network.layer0[0].dn
+    layer.lmbda = torch.rand(4, 1, 1) / 3
+    layer.mu = torch.nn.Parameter(torch.rand(1, 4, 1, 1) / 3)
+    model.save_pretrained(tmp_path)
+    layer.mu.data *= 2  # What was loaded does not share it.
+    loaded = Classifier.from_pretrained(tmp_path).eval()
+    found = loaded.network.layer0[0].dn
+    assert torch.equal(found.lmbda, layer.lmbda) and not isinstance(found.lmbda, torch.nn.Parameter)
+    assert torch.equal(2 * found.mu, layer.mu) and isinstance(found.mu, torch.nn.Parameter)
+    layer.mu.data /= 2
+    pictures = torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded(pictures), model(pictures))
+
+
 @pytest.mark.parametrize("settings", ({"nope": {"lmbda": 1.0}}, {"layer0.0.dn": {"forward": 1.0}}))
 def test_unknown_settings_are_named(settings: dict) -> None:
     with pytest.raises(ValueError, match="settings: sdnet18 has no sparse coding layer"):

@@ -38,8 +38,8 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         options: further arguments of the model, such as width or lmbda.
         classes: their names in the order of the logits, where they are known.
         settings: lmbda, mu and n_iter of single sparse coding layers, by the layer's name in the network, which
-            `save_pretrained` keeps where they have been set to other numbers since; and step_size_of, the images
-            that their step size in the file is for.
+            `save_pretrained` keeps where they have been set to others since, also to tensors and parameters; and
+            step_size_of, the images that their step size in the file is for.
 
     Shapes:
         pictures (N, C, H, W) in [0, 1] -> logits (N, num_classes).
@@ -86,7 +86,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
             if layer not in self._built or not set(values) <= {*SETTINGS, "step_size_of"}:
                 raise ValueError(f"settings: {name} has no sparse coding layer {layer!r} with {', '.join(values)}")
             for setting, value in values.items():
-                setattr(self.network.get_submodule(layer), setting, _unlisted(value))
+                setattr(self.network.get_submodule(layer), setting, _from_json(value))
         self._settings = settings or {}
         for kind, values in (("mean", mean), ("std", std)):
             self.register_buffer(kind, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
@@ -103,7 +103,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
             ) from None
         # The weights came after the settings, with step sizes that do not say for which images they are.
         for layer, values in model._settings.items():
-            model.network.get_submodule(layer).step_size_of = _unlisted(values.get("step_size_of"))
+            model.network.get_submodule(layer).step_size_of = _from_json(values.get("step_size_of"))
         calibration = _calibration_file(model_id, options)
         if calibration is not None:
             model.calibration = load_file(calibration)
@@ -141,15 +141,24 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         return self.network((pictures - self.mean) / self.std)
 
 
-def _unlisted(value: Any) -> Any:
-    """A size as JSON has it, as a tuple."""
+def _to_json(value: float | Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return {"tensor": value.tolist(), "parameter": isinstance(value, nn.Parameter)}
+
+
+def _from_json(value: Any) -> Any:
+    """A number, a size or a tensor."""
+    if isinstance(value, dict):
+        tensor = torch.tensor(value["tensor"])
+        return nn.Parameter(tensor) if value["parameter"] else tensor
     return tuple(value) if isinstance(value, list) else value
 
 
 def _settings(network: nn.Module) -> dict[str, dict[str, Any]]:
-    """What may be set in each sparse coding layer, where it is a number."""
+    """What may be set in each sparse coding layer, as JSON has it."""
     return {
-        layer: {name: getattr(module, name) for name in SETTINGS if not isinstance(getattr(module, name), Tensor)}
+        layer: {name: _to_json(getattr(module, name)) for name in SETTINGS}
         for layer, module in network.named_modules()
         if isinstance(module, CSCConv2d)
     }
