@@ -18,7 +18,7 @@ ifeq ($(DEVICE)$(shell command -v nvidia-smi 2>/dev/null),cpu)
 export TORCH_CUDA_ARCH_LIST ?= 8.0
 endif
 
-.PHONY: install demo train pretrained test prove prove-triton prove-cuda prove-compiled prove-mutations bench profile wheel-check
+.PHONY: install demo train pretrained test prove prove-triton prove-cuda prove-compiled prove-mutations prove-avx512 bench profile wheel-check
 
 install: $(VENV)/installed
 
@@ -75,6 +75,10 @@ $(VENV)/all-architectures: $(VENV)/installed
 prove-mutations: install
 	$(RUN) tests/mutate_cuda.py
 	$(RUN) tests/mutate_triton.py
+
+# The kernels of AVX-512 where there is AVX2 alone.
+prove-avx512: install
+	$(RUN) tests/prove_avx512.py
 
 wheel-check: install
 	env -u TORCH_CUDA_ARCH_LIST $(RUN) tests/check_wheel.py

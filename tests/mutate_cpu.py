@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+from copied import build_cpu, copy_repository
 from mutations_cpu import MUTATIONS
 
-ROOT = Path(__file__).resolve().parent.parent
 DECLARATION = 'extern "C" __attribute__((visibility("default"))) int csc_mutant;\n'
 DEFINITION = '\nextern "C" { int csc_mutant = 0; }\n'
 WORKERS = 2
@@ -54,14 +52,12 @@ def plant(folder: Path, names: list[str]) -> list[Mutation]:
     return planted
 
 
-def build(folder: Path) -> None:
+def build_mutants(folder: Path) -> None:
     header = folder / "mutant.h"
     header.write_text(DECLARATION)
     with (folder / "csrc" / "cpu" / "isa.cpp").open("a") as file:
         file.write(DEFINITION)
-    environment = os.environ | {"CFLAGS": f"-include {header}", "CSC_KERNELS_NATIVE": "1", "CSC_KERNELS_CUDA": "0"}
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    build_cpu(folder, f"-include {header}")
 
 
 def fork_tests(number: int, tests: tuple[str, ...], library: ctypes.CDLL) -> int:
@@ -126,12 +122,10 @@ def run_tests(planted: list[Mutation]) -> int:
 def main() -> int:
     names = sys.argv[1:] or list(MUTATIONS)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "mutated"
-        ignored = shutil.ignore_patterns(".git", ".venv", "build", "*.so", "__pycache__", "results", ".hypothesis")
-        shutil.copytree(ROOT, folder, ignore=ignored)
+        folder = copy_repository(Path(scratch))
         planted = plant(folder, names)
         print(f"{len(planted)} mutations of {len(names)} files", flush=True)
-        build(folder)
+        build_mutants(folder)
         os.chdir(folder)
         sys.path[:0] = [str(folder), str(folder / "tests")]
         return run_tests(planted)

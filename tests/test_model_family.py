@@ -74,11 +74,39 @@ def test_timm_gives_the_maps_of_the_stages(name: str, stem: str, reductions: lis
     assert [torch.equal(found, maps[index]) for found, index in zip(some, (1, 3), strict=True)] == [True, True]
 
 
+@pytest.mark.parametrize("name", ("sdnet18", "sdnet18_all"))
+@pytest.mark.parametrize("inside", (False, True))
+def test_a_backbone_takes_the_weights_of_the_whole_model(name: str, inside: bool, tmp_path: Path) -> None:
+    whole = timm.create_model(name, width=4, num_classes=3).eval()
+    torch.save(whole.state_dict(), tmp_path / "whole.pt")
+    path = "" if inside else str(tmp_path / "whole.pt")
+    backbone = timm.create_model(
+        name, width=4, num_classes=3, features_only=True, out_indices=(1, 3), checkpoint_path=path
+    ).eval()
+    if inside:
+        state = {f"0.{key}": value for key, value in whole.state_dict().items()}
+        nn.Sequential(backbone).load_state_dict(state)
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(backbone(x)[1], whole.layer3(whole.layer2(whole.layer1(whole.layer0(x)))))
+    again = timm.create_model(name, width=4, features_only=True, out_indices=(1, 3)).eval()
+    again.load_state_dict(backbone.state_dict())
+    assert torch.equal(again(x)[1], backbone(x)[1])
+
+
+def test_a_number_of_maps_is_of_the_last() -> None:
+    backbone = timm.create_model("sdnet18", width=4, features_only=True, out_indices=2)
+    assert backbone.feature_info.channels() == [16, 32]
+
+
 def test_maps_that_a_model_has_not_are_named() -> None:
     with pytest.raises(ValueError, match="features_only: SCN has no stages"):
         timm.create_model("scn", features_only=True)
     with pytest.raises(ValueError, match=r"out_indices must be some of \(0, 1, 2, 3, 4\)"):
         timm.create_model("sdnet18", features_only=True, out_indices=(5,))
+    with pytest.raises(ValueError, match=r"out_indices must differ, got \(-1, 4\)"):
+        timm.create_model("sdnet18", features_only=True, out_indices=(-1, 4))
+    with pytest.raises(ValueError, match="or count from the end; got 0"):
+        timm.create_model("sdnet18", features_only=True, out_indices=0)
     with pytest.raises(ValueError, match="out_indices are of features_only=True"):
         timm.create_model("sdnet18", out_indices=(1,))
 
@@ -243,19 +271,24 @@ def test_a_saved_model_keeps_what_was_set_in_its_layers(tmp_path: Path) -> None:
 
 
 def test_a_saved_model_keeps_tensors_and_parameters_set_in_its_layers(tmp_path: Path) -> None:
-    model = Classifier("sdnet18", options={"width": 4}).eval()
+    model = Classifier("sdnet18_all", options={"width": 4}).eval()
+    csc.set_lmbda(model, nn.Parameter(torch.tensor(0.2), requires_grad=False))  # All layers share it.
     layer = model.network.layer0[0].dn
-    layer.lmbda = torch.rand(4, 1, 1) / 3
-    layer.mu = torch.nn.Parameter(torch.rand(1, 4, 1, 1) / 3)
+    layer.lmbda = torch.rand(4, 1, 1, dtype=torch.float64) / 3
+    layer.mu = nn.Parameter(torch.rand(1, 4, 1, 1) / 3)
     model.save_pretrained(tmp_path)
-    layer.mu.data *= 2  # What was loaded does not share it.
     loaded = Classifier.from_pretrained(tmp_path).eval()
     found = loaded.network.layer0[0].dn
-    assert torch.equal(found.lmbda, layer.lmbda) and not isinstance(found.lmbda, torch.nn.Parameter)
-    assert torch.equal(2 * found.mu, layer.mu) and isinstance(found.mu, torch.nn.Parameter)
-    layer.mu.data /= 2
-    pictures = torch.rand(2, 3, 32, 32)
-    assert torch.equal(loaded(pictures), model(pictures))
+    assert torch.equal(found.lmbda, layer.lmbda) and not isinstance(found.lmbda, nn.Parameter)
+    assert torch.equal(found.mu, layer.mu) and isinstance(found.mu, nn.Parameter) and found.mu.requires_grad
+    shared = {module.lmbda for name, module in loaded.named_modules() if name.endswith("conv1.dn")}
+    assert len(shared) == 1 and not shared.pop().requires_grad
+    assert torch.equal(loaded(images()), model(images()))
+
+
+def test_a_tensor_among_the_settings_says_of_which_type() -> None:
+    with pytest.raises(ValueError, match="a tensor has values and a dtype, got values"):
+        Classifier("sdnet18", options={"width": 4}, settings={"layer0.0.dn": {"lmbda": {"values": [0.1]}}})
 
 
 @pytest.mark.parametrize("settings", ({"nope": {"lmbda": 1.0}}, {"layer0.0.dn": {"forward": 1.0}}))

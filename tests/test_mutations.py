@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mutate_cpu import ROOT, plant
+from copied import ROOT
+from mutate_cpu import plant
 from mutations_cpu import MUTATIONS
 
 

@@ -58,7 +58,8 @@ def test_every_option_obeys_the_rule(backend: str, columns: int, options: dict) 
 
 @pytest.mark.parametrize("channels", (1, 2, 3))
 @pytest.mark.parametrize(
-    "columns, atoms", (*((columns, 13) for columns in (17, 32, 64)), *((17, atoms) for atoms in (1, 2, 3, 4, 5, 7)))
+    "columns, atoms",
+    (*((columns, 13) for columns in (17, 32, 64)), *((32, atoms) for atoms in (1, 2, 3, 4, 5, 7)), (17, 4)),
 )
 def test_gradients_obey_the_rule(backend: str, columns: int, channels: int, atoms: int) -> None:
     for rows in (1, 12, 71):  # More pairs than a correlation holds at once.

@@ -11,10 +11,15 @@ std::vector<const Kernels*> runnable() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   // __builtin_cpu_supports also asks the operating system whether it saves the wide registers.
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    found.push_back(&avx512::kernels());
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::kernels());
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if defined(CSC_EMULATED_AVX512)
+  const bool avx512 = avx2;
+#else
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+  if (avx512) found.push_back(&avx512::kernels());
+  if (avx2) found.push_back(&avx2::kernels());
 #endif
   found.push_back(&baseline::kernels());
   return found;

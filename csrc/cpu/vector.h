@@ -14,6 +14,11 @@ constexpr int kLanes = 4;
 #endif
 constexpr int kRegisters = kLanes == 16 ? 32 : 16;
 
+// Those of AVX-512 itself: tests/prove_avx512.py has vectors of 16 lanes without them.
+#if defined(CSC_ISA_AVX512) && !defined(CSC_EMULATED_AVX512)
+#define CSC_AVX512_INSTRUCTIONS
+#endif
+
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef int IntVec __attribute__((vector_size(kLanes * 4)));
@@ -27,11 +32,11 @@ static inline void prefetch(const float* from) { __builtin_prefetch(from); }
 // A store that goes around the caches, to an address aligned to the vector: a large result that nobody reads back
 // soon would first be read from memory to be overwritten. End with `streamed()`.
 static inline void stream(float* to, Vec value) {
-#if defined(CSC_ISA_AVX512)
+#if defined(CSC_AVX512_INSTRUCTIONS)
   __builtin_ia32_movntps512(to, value);
 #elif defined(CSC_ISA_AVX2)
   __builtin_ia32_movntps256(to, value);
-#elif defined(__SSE__)
+#elif defined(__SSE__) && !defined(CSC_ISA_AVX512)
   __builtin_ia32_movntps(to, value);
 #else
   store(to, value);
@@ -47,9 +52,9 @@ static inline void streamed() {
 // Keeps a loaded vector in its register, where the compiler would rather load it again for every use: an
 // unaligned load costs more than one.
 static inline void hold(Vec& value) {
-#if defined(CSC_ISA_AVX512)
+#if defined(CSC_AVX512_INSTRUCTIONS)
   asm("" : "+v"(value));
-#elif defined(__x86_64__)
+#elif defined(__x86_64__) && !defined(CSC_ISA_AVX512)
   asm("" : "+x"(value));
 #endif
 }
@@ -60,7 +65,7 @@ constexpr bool kShifts = kLanes == 16;
 // The vector that lies `Lanes` floats behind `low`; next: the one that lies a whole vector behind.
 template <int Lanes>
 static inline Vec shift(const float* low, Vec next) {
-#if defined(CSC_ISA_AVX512)
+#if defined(CSC_AVX512_INSTRUCTIONS)
   asm("valignd %3, %2, %1, %0" : "=v"(next) : "v"(next), "m"(*reinterpret_cast<const UnalignedVec*>(low)), "i"(Lanes));
   return next;
 #else
@@ -85,7 +90,7 @@ static inline Vec on_support(Vec value, Vec code) { return code != Vec{} ? value
 static inline Vec load_within(const float* row, int column, int width) {
   const auto lane = [](int at) { return at < 0 ? 0 : at < kLanes ? at : kLanes; };
   const int begin = lane(-column), end = lane(width - column);
-#if defined(CSC_ISA_AVX512)
+#if defined(CSC_AVX512_INSTRUCTIONS)
   const unsigned mask = ((1u << end) - 1) & ~((1u << begin) - 1);
   return __builtin_ia32_loadups512_mask(row + column, Vec{}, static_cast<unsigned short>(mask));
 #endif
@@ -104,7 +109,7 @@ static inline void store_partial(float* to, Vec value, int lanes) {
     store(to, value);
     return;
   }
-#if defined(CSC_ISA_AVX512)
+#if defined(CSC_AVX512_INSTRUCTIONS)
   __builtin_ia32_storeups512_mask(to, value, static_cast<unsigned short>((1u << lanes) - 1));
 #else
   for (int lane = 0; lane < lanes; ++lane) to[lane] = value[lane];
@@ -114,7 +119,7 @@ static inline void store_partial(float* to, Vec value, int lanes) {
 // max(value, 0) that keeps NaN. x86's max returns its second operand when either is NaN, but compilers take
 // its builtins for commutative, and swap.
 static inline Vec positive_part(Vec value) {
-#if defined(CSC_ISA_AVX512)
+#if defined(CSC_AVX512_INSTRUCTIONS)
   asm("vmaxps %1, %2, %0" : "=v"(value) : "v"(value), "v"(Vec{}));
   return value;
 #elif defined(CSC_ISA_AVX2)

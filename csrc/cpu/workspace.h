@@ -60,7 +60,7 @@ class Pool {
     if (dictionary.strided && correlates) count = kStridedPairs;
     const int rows = count * dictionary.pairs.rows();
     if (!dictionary.strided) return image(rows, rows).base;
-    const int64_t tile = int64_t{correlates ? 9 : 10} * 16 * shape_.channels * dictionary.pairs.rows();
+    const int64_t tile = int64_t{9} * 16 * shape_.channels * dictionary.pairs.rows();
     return floats(rows * image_row() + 16 + (correlates ? kStridedLines : 1) * tile);
   }
 

@@ -82,11 +82,12 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         }  # fmt: skip
         self.network = build(name, num_classes=num_classes, **(options or {}))
         self._built = _settings(self.network)
+        parameters: dict[str, nn.Parameter] = {}
         for layer, values in (settings or {}).items():
             if layer not in self._built or not set(values) <= {*SETTINGS, "step_size_of"}:
                 raise ValueError(f"settings: {name} has no sparse coding layer {layer!r} with {', '.join(values)}")
             for setting, value in values.items():
-                setattr(self.network.get_submodule(layer), setting, _from_json(value))
+                setattr(self.network.get_submodule(layer), setting, _from_json(value, parameters))
         self._settings = settings or {}
         for kind, values in (("mean", mean), ("std", std)):
             self.register_buffer(kind, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
@@ -103,7 +104,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
             ) from None
         # The weights came after the settings, with step sizes that do not say for which images they are.
         for layer, values in model._settings.items():
-            model.network.get_submodule(layer).step_size_of = _from_json(values.get("step_size_of"))
+            model.network.get_submodule(layer).step_size_of = _from_json(values.get("step_size_of"), {})
         calibration = _calibration_file(model_id, options)
         if calibration is not None:
             model.calibration = load_file(calibration)
@@ -141,27 +142,40 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         return self.network((pictures - self.mean) / self.std)
 
 
-def _to_json(value: float | Tensor) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return {"tensor": value.tolist(), "parameter": isinstance(value, nn.Parameter)}
-
-
-def _from_json(value: Any) -> Any:
-    """A number, a size or a tensor."""
-    if isinstance(value, dict):
-        tensor = torch.tensor(value["tensor"])
-        return nn.Parameter(tensor) if value["parameter"] else tensor
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _settings(network: nn.Module) -> dict[str, dict[str, Any]]:
-    """What may be set in each sparse coding layer, as JSON has it."""
+    """What may be set in each sparse coding layer, as JSON has it: numbers, or of tensors their values and type.
+
+    A parameter has the name of the first layer that holds it, because layers may share one.
+    """
+    names = {parameter: name for name, parameter in network.named_parameters()}
+
+    def to_json(value: float | Tensor) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        stored = {"values": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+        if isinstance(value, nn.Parameter):
+            stored |= {"parameter": names[value], "requires_grad": value.requires_grad}
+        return stored
+
     return {
-        layer: {name: _to_json(getattr(module, name)) for name in SETTINGS}
+        layer: {name: to_json(getattr(module, name)) for name in SETTINGS}
         for layer, module in network.named_modules()
         if isinstance(module, CSCConv2d)
     }
+
+
+def _from_json(value: Any, parameters: dict[str, nn.Parameter]) -> Any:
+    """A number, a size, a tensor or one of the parameters, which are made where they are met first."""
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, dict):
+        return value
+    if not {"values", "dtype"} <= set(value):
+        raise ValueError(f"settings: a tensor has values and a dtype, got {', '.join(value)}")
+    tensor = torch.tensor(value["values"], dtype=getattr(torch, value["dtype"]))
+    if "parameter" not in value:
+        return tensor
+    return parameters.setdefault(value["parameter"], nn.Parameter(tensor, value["requires_grad"]))
 
 
 def _calibration_file(model: str, options: dict[str, Any]) -> Path | None:
