@@ -16,10 +16,10 @@
 //   first row = upper + sum + difference + steep     second row = lower + sum - difference / 2 - 2 steep
 //
 // so that sum begins with minus what is steep and difference with twice of it. Pieces of three taps beside one of four
-// take differences at -1/2 as well, for the same codes: a difference is one of c0 - part c1. filters.h has all of them. Any kernel is cut
-// into so few pieces of up to four taps as can be, of each phase of its stride (see pack_pairs). An analysis combines
-// rows of the image only, a few of them for all the atoms; synthesis.h and correlation.h use the same products turned
-// around.
+// take differences at -1/2 as well, for the same codes: a difference is one of c0 - part c1. filters.h has all of them.
+// Any kernel is cut into so few pieces of up to four taps as can be, of each phase of its stride (see pack_pairs). An
+// analysis combines rows of the image only, a few of them for all the atoms; synthesis.h and correlation.h use the same
+// products turned around.
 //
 // What sees NaN or infinity is computed row by row: differences would spread them. So are numbers that a sum of a few
 // products could take beyond the largest.
