@@ -216,10 +216,9 @@ def check_onnx(model: nn.Module, path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(logits), model(images(count)).detach(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "sdnet18_all"])
-def test_onnxruntime_gives_the_same_logits_for_any_number_of_pictures(name: str, tmp_path: Path) -> None:
+def test_onnxruntime_gives_the_same_logits_for_any_number_of_pictures(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Classifier(name, std=[0.2, 0.3, 0.25], options={"width": 4})
+    model = Classifier("sdnet18_all", std=[0.2, 0.3, 0.25], options={"width": 4})
     check_onnx(settled(model, images(8)), tmp_path / "model.onnx")
 
 

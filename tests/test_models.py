@@ -291,8 +291,8 @@ def test_training_fits_a_tiny_batch(name: str) -> None:
     assert losses[-1] < losses[0] / 2
 
 
-def test_a_compiled_model_gives_the_logits_of_eager(model: nn.Module) -> None:
-    x = torch.randn(2, 3, 16, 16)
-    model.eval()
+def test_compiled_the_front_of_a_model_gives_the_maps_of_eager(model: nn.Module) -> None:
+    """Compiling the three stages behind takes half a minute; tests/test_model_family.py traces all of them."""
+    x, front = torch.randn(2, 3, 16, 16), nn.Sequential(model.layer0, model.layer1).eval()
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x))
+        torch.testing.assert_close(torch.compile(front, fullgraph=True)(x), front(x))

@@ -42,14 +42,12 @@ def test_two_processes_have_the_gradient_of_one_on_the_joint_batch(tmp_path: Pat
             torch.testing.assert_close(two[name], grad, rtol=1e-3, atol=1e-5, msg=f"{strategy}: {name}")
 
 
-def test_a_run_of_two_processes_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_torchrun_trains_in_two_processes_of_which_one_writes(tmp_path: Path) -> None:
     options = ["--smoke", "--model.width", "2", "--threads", "1", "--devices", "2", "--strategy", "ddp"]
-    command = [*TORCHRUN, "-m", "sdnet", "train", "digits", "--out", str(tmp_path), *options]
-    run(*command)
+    run(*TORCHRUN, "-m", "sdnet", "train", "digits", "--out", str(tmp_path), *options)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 6
-    written = [(tmp_path / name).read_bytes() for name in ("last.ckpt", "log.csv")]
-    run(*command)
-    assert [(tmp_path / name).read_bytes() for name in ("last.ckpt", "log.csv")] == written
+    rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert len(rows) == 1 + len({row.split(",")[0] for row in rows[1:]}) > 1
 
 
 def test_with_shares_of_the_weights_a_run_ends_at_the_same_weights(tmp_path: Path) -> None:

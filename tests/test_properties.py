@@ -253,7 +253,7 @@ def test_nan_and_infinity_spread_as_in_the_reference(
             assert_same_strikes(actual, reference.residual(x, z, dictionary, *problem.geometry, mask))
 
 
-@pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf), ids=str)
+@pytest.mark.parametrize("value", (torch.nan, -torch.inf), ids=str)
 @pytest.mark.parametrize("spot", SPOTS)
 @pytest.mark.parametrize("where", ("x", "z0", "mask"))
 def test_winograd_hides_no_nan_and_spreads_it_by_its_tiles_alone(

@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CUDA = ROOT / "csrc" / "cuda"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-FLAGS = ["-std=c++20", "-O1", "-g1", "-Wno-unknown-pragmas", "-Wno-psabi", "-DCSC_EMULATION"]
+FLAGS = ["-std=c++20", "-Og", "-g1", "-Wno-unknown-pragmas", "-Wno-psabi", "-DCSC_EMULATION"]
 
 
 def compiler() -> str | None:
