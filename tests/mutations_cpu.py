@@ -617,7 +617,7 @@ MUTATIONS: dict[str, Table] = {
             ("return weights + <<one>> * kWinogradChannels * s.padded_inputs", "0"),
             ("Slice(groups, <<piece % splits>>, splits)", "0"),
             ("epilogue.relu = <<relu>>;", "true"),
-            ("kStreamedBytes && <<is_aligned(output, 64 / sizeof(Stored))>>", "true"),
+            ("kStreamedBytes && <<is_aligned(output, 64 / sizeof(Stored))>>", "true", "avx512"),
         ],
     ),
     "winograd_gradient.cpp": (

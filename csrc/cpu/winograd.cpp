@@ -66,11 +66,11 @@ struct Convolution {
     return round_up_to((tiles() + blocks - 1) / blocks, kernels.tile_block);
   }
 
-  // Large outputs of pixels that are whole cache lines go around the caches. Of F(4x4, 3x3) vectors that are parts of
-  // lines would leave more lines open than processors collect at a time.
+  // Large outputs of pixels that are whole cache lines go around the caches, where a vector is a line: parts of lines,
+  // of which each tile leaves several open, take longer than reading what they overwrite.
   bool streams() const {
     return output.numel() * int64_t{sizeof(Stored)} >= kStreamedBytes && is_aligned(output, 64 / sizeof(Stored)) &&
-           (kernels.side == 2 || kernels.lanes * sizeof(Real) >= 64);
+           kernels.lanes * sizeof(Real) >= 64;
   }
 
   void run() const {
