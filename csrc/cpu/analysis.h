@@ -31,15 +31,15 @@ static inline Vec next_code(const AnalysisEpilogue& e, Vec value, int k, const C
   return shrunk / divisor;
 }
 
-// Any epilogue of whole vectors, without maps and division. Copies: the stores cannot alias them.
-static inline void finish_whole(AnalysisEpilogue e, const CodePosition& at, int atom, int atoms, const Vec* sums,
+// Any epilogue without maps and division. Copies: the stores cannot alias them.
+static inline void finish_plain(AnalysisEpilogue e, const CodePosition& at, int atom, int atoms, const Vec* sums,
                                 int step) {
   const auto from = [&](const Plane& plane) { return codes_at(plane, at, atom); };
   float *code = from(e.code), *point = from(e.point);
   const float *base = from(e.base), *support = from(e.support), *previous = from(e.previous);
   const bool below = starts_below(e);
   for (int a = 0; a < atoms; ++a, sums += step) {
-    Vec value = *sums;
+    Vec value = at.lanes == kLanes ? *sums : first_lanes(*sums, at.lanes);
     if (base) {
       value += load(base);
       base += e.base.channel_stride;
@@ -61,24 +61,24 @@ static inline void finish_whole(AnalysisEpilogue e, const CodePosition& at, int 
   }
 }
 
-// Any epilogue, from sums in memory.
+// Any epilogue, from sums in memory. Beyond the codes, where vectors end, zeros are stored.
 static __attribute__((noinline)) void finish_codes(const AnalysisEpilogue& e, const CodePosition* at, int vectors,
                                                    int atom, int atoms, const Vec* sums) {
   for (int v = 0; v < vectors; ++v) {
     const CodePosition position = at[v];
-    if (position.lanes == kLanes && !e.threshold_map && !e.divide) {
-      finish_whole(e, position, atom, atoms, sums + v, vectors);
+    if (!e.threshold_map && !e.divide) {
+      finish_plain(e, position, atom, atoms, sums + v, vectors);
       continue;
     }
     float* code = e.code.row(position.row) + position.column;
     for (int a = 0; a < atoms; ++a) {
       const int k = atom + a;
-      const Vec value = next_code(e, sums[a * vectors + v], k, position);
-      store_partial(code + k * e.code.channel_stride, value, position.lanes);
+      const Vec value = first_lanes(next_code(e, sums[a * vectors + v], k, position), position.lanes);
+      store(code + k * e.code.channel_stride, value);
       if (e.point) {
         const Vec before = load(e.previous.row(position.row) + k * e.previous.channel_stride + position.column);
-        store_partial(e.point.row(position.row) + k * e.point.channel_stride + position.column,
-                      value + e.beta * (value - before), position.lanes);
+        store(e.point.row(position.row) + k * e.point.channel_stride + position.column,
+              value + e.beta * (value - before));
       }
     }
   }
@@ -139,7 +139,18 @@ struct Rows {
   }
 };
 
-// The usual epilogue on whole vectors.
+// Zeros in sums beyond the codes, which every epilogue keeps: bases are zero there, too.
+template <int A, int V>
+static inline __attribute__((always_inline)) void keep_codes(const CodePosition* at, Vec (&sums)[A][V]) {
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v)
+    if (at[v].lanes != kLanes) {
+#pragma GCC unroll 8
+      for (int a = 0; a < A; ++a) sums[a][v] = first_lanes(sums[a][v], at[v].lanes);
+    }
+}
+
+// The usual epilogue.
 template <int A, int V, int Together>
 static inline void finish_rows(const Rows<V, Together>& rows, Vec (&sums)[A][V]) {
   if (!rows.threshold) {
@@ -189,17 +200,16 @@ static inline void finish_any(const AnalysisEpilogue& e, const CodePosition* at,
 
 template <int A, int V>
 static inline void finish(const AnalysisEpilogue& e, const CodePosition* at, int atom, Vec (&sums)[A][V]) {
-  bool usual = is_usual(e);
+  if (!is_usual(e)) {
+    finish_any<A, V>(e, at, 0, atom, sums);
+    return;
+  }
   Rows<V> rows(e, atom);
 #pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) {
-    usual = usual && at[v].lanes == kLanes;
+  for (int v = 0; v < V; ++v)
     rows.place(v, codes_at(e.code, at[v]), codes_at(e.base, at[v]), codes_at(e.support, at[v]));
-  }
-  if (usual)
-    finish_rows(rows, sums);
-  else
-    finish_any<A, V>(e, at, 0, atom, sums);
+  keep_codes(at, sums);
+  finish_rows(rows, sums);
 }
 
 // The taps of one kernel row, see PackedDictionary.

@@ -101,7 +101,7 @@ struct AnalysisEpilogue {
   const float* threshold = nullptr;  // [K], or maps where lmbda or mu vary over the code.
   const float* divisor = nullptr;
   Plane threshold_map, divisor_map;
-  Plane code;
+  Plane code;           // Whole vectors, with zeros beyond the codes.
   bool stream = false;  // Write the code around the caches, its rows being aligned to vectors.
   float beta = 0;
   Plane previous, point;
@@ -203,7 +203,7 @@ struct Kernels {
   void (*support)(const SupportBlock&, int begin, int end);
   void (*combine)(const Plane& to, float scale, const Plane& from, const Shape&, int begin, int end);
   void (*read_codes)(const Strided& from, const Strided& code, const Plane& to, const Shape&, int begin, int end);
-  void (*stream_codes)(const Plane& from, const Plane& to, const Shape&, int begin, int end);
+  void (*copy_codes)(const Plane& from, const Plane& to, const Shape&, int begin, int end, bool around);
   void (*streamed)();  // After a thread's last write around the caches.
   void (*write_codes)(const Plane& from, const Strided& to, const Shape&, int begin, int end, bool around);
   void (*gram)(const double* rows, int depth, int width, double* to);

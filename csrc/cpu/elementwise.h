@@ -132,14 +132,22 @@ static void read_codes(const Strided& from, const Strided& code, const Plane& to
   }
 }
 
-// Whole rows around the caches, those of one atom after each other: many lines in a row, each whole at once, go as fast
-// as memory takes them. Rows of `to` are whole and aligned vectors.
-static void stream_codes(const Plane& from, const Plane& to, const Shape& s, int begin, int end) {
+// Rows of codes to a tensor's, those of one atom after each other. `around` the caches many lines in a row, each whole
+// at once, go as fast as memory takes them; rows of `to` are whole and aligned vectors then.
+static void copy_codes(const Plane& from, const Plane& to, const Shape& s, int begin, int end, bool around) {
+  const int width = s.code_width, last = width - kLanes;
   for (int k = 0; k < s.atoms; ++k) {
     for (int row = begin; row < end; ++row) {
       const float* source = from.row(row) + k * from.channel_stride;
       float* target = to.row(row) + k * to.channel_stride;
-      for (int column = 0; column < s.code_width; column += kLanes) stream(target + column, load(source + column));
+      if (around) {
+        for (int column = 0; column < width; column += kLanes) stream(target + column, load(source + column));
+      } else if (last < 0) {
+        store_partial(target, load(source), width);
+      } else {
+        for (int column = 0; column < last; column += kLanes) store(target + column, load(source + column));
+        store(target + last, load(source + last));
+      }
     }
   }
 }

@@ -25,15 +25,17 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   const Solve solve{s, widths, pack, options, kernels, z0.has_value(), mask.has_value()};
   const int n_iter = options.n_iter();
   const bool direct = has_rows(sample(z, 0), s.code_width);
-  const bool around = (direct ? s.code_width : s.atoms) % kernels.lanes == 0 && is_aligned(z, kernels.lanes) &&
+  const bool whole = (direct ? s.code_width : s.atoms) % kernels.lanes == 0;
+  const bool around = whole && is_aligned(z, kernels.lanes) &&
                       int64_t{4} * s.batch * s.atoms * s.code_height * s.code_width > kStreamedBytes;
   // Rows of codes computed together: enough of them for the blocks of registers that long vectors have.
   const int block_rows = std::max(4, kernels.lanes / 2);
   // Vectors that are whole cache lines leave the registers so, of the usual epilogue or on the way to channels_last;
-  // others wait until their rows are complete.
+  // others wait until their rows are complete, as do rows that are no whole vectors.
   const bool usual = nonneg && !divisor && threshold.size(2) == 1 && threshold.size(3) == 1;
   const bool lines = around && kernels.lanes * int64_t{4} >= kLineBytes && (usual || !direct);
-  const bool wait = direct && around && !lines && int64_t{4} * block_rows * s.atoms * widths.code <= kWaitingBytes;
+  const bool fits = int64_t{4} * block_rows * s.atoms * widths.code <= kWaitingBytes;
+  const bool wait = direct && (!whole || (around && !lines && fits));
 
   // As many bands as give every thread work, none of fewer rows than its borders.
   const int threads = static_cast<int>(torch::stable::get_num_threads());
@@ -60,7 +62,7 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
         const int next = std::min(row + block_rows, end);
         iterates.advance_codes(n_iter, next);
         if (wait)
-          kernels.stream_codes(waiting, tensor_plane(to), s, row, next);
+          kernels.copy_codes(waiting, tensor_plane(to), s, row, next, around);
         else if (!direct)
           kernels.write_codes(iterates.code(n_iter), to, s, row, next, lines);
       }

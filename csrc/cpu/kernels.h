@@ -57,5 +57,5 @@ static const Winograd kWinograd = {winograd_kernels<F2, float>(), winograd_kerne
                                    winograd_kernels<F2, double>(), winograd_kernels<F4, double>()};
 
 static const Kernels kKernels = {CSC_ISA_NAME, kLanes,      kAtoms,  kTileAtoms,     kStridedAtoms, analysis,
-                                 synthesis,    correlation, support, combine,        read_codes,    stream_codes,
+                                 synthesis,    correlation, support, combine,        read_codes,    copy_codes,
                                  streamed,     write_codes, gram,    largest_moment, &kWinograd};

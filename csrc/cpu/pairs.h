@@ -147,17 +147,16 @@ static void pair_positions(const AnalysisBlock& b, const PairPositions& position
       for (int v = 0; v < V; ++v) combined.pixels[v] = positions.rows[from + v] + row * stride;
       return combined;
     };
-    bool whole = usual;
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
+    for (int v = 0; v < V; ++v)
       rows.place(v, positions.code[from + v], positions.base[from + v], positions.support[from + v]);
-      whole = whole && positions.at[from + v].lanes == kLanes;
-    }
     const auto finish_row = [&](int below, Vec(&sums)[A][V]) {
-      if (whole)
+      if (usual) {
+        keep_codes(positions.at + from, sums);
         finish_rows(rows, sums);
-      else
+      } else {
         finish_any<A, V>(e, positions.at + from, below, atom, sums);
+      }
       rows.next();
     };
     CombinedRows<V> steep = rows_from(0), differences = rows_from(pairs.difference()), sums = rows_from(pairs.sum()),

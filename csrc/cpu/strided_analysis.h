@@ -77,8 +77,7 @@ static void strided_atoms(const AnalysisBlock& b, const PairPositions& positions
   const int counts[kRowKinds] = {pairs.steep, pairs.differences, pairs.sums, pairs.upper, pairs.lower};
   const int64_t per_atom = static_cast<int64_t>(pairs.rows()) * kStridedProducts<M>;
   const CodePosition* const at = positions.at + low;
-  bool usual = is_usual(e) && count == 2 * V;
-  for (int v = 0; v < count; ++v) usual = usual && at[v].lanes == kLanes;
+  const bool usual = is_usual(e) && count == 2 * V;
   for (; atom + A <= b.shape.atoms; atom += A, weights += A * per_atom) {
     Vec kinds[kRowKinds][2][A][V];
     const float *x = pixels, *w = weights;
@@ -107,6 +106,7 @@ static void strided_atoms(const AnalysisBlock& b, const PairPositions& positions
         codes[a][2 * v + 1] = high_columns(columns[0], columns[1]);
       });
       if (usual) {
+        keep_codes(at, codes);
         finish_rows(rows, codes);
       } else {
         for (int v = 0; v < count; ++v) {

@@ -58,12 +58,10 @@ static void tile_positions(const AnalysisBlock& b, const TilePositions& position
   Rows<2 * V, 2> rows(e, atom);
   for (; from + V <= positions.count; from += V) {
     TileProducts<M, A, V> products{{}, weights};
-    bool whole = usual;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       products.pixels[v] = positions.products[from + v];
       rows.place(v, positions.code[from + v], positions.base[from + v], positions.support[from + v]);
-      whole = whole && positions.at[2 * (from + v) + 1].lanes == kLanes;
     }
     const auto finish_row = [&](int below, const Vec(&even)[A][V], const Vec(&odd)[A][V])
                                 __attribute__((always_inline)) {
@@ -72,10 +70,12 @@ static void tile_positions(const AnalysisBlock& b, const TilePositions& position
                                     sums[a][2 * v] = low_columns(even[a][v], odd[a][v]);
                                     sums[a][2 * v + 1] = high_columns(even[a][v], odd[a][v]);
                                   });
-                                  if (whole)
+                                  if (usual) {
+                                    keep_codes(positions.at + 2 * from, sums);
                                     finish_rows(rows, sums);
-                                  else
+                                  } else {
                                     finish_any<A, 2 * V>(e, positions.at + 2 * from, below, atom, sums);
+                                  }
                                   rows.next();
                                 };
     alignas(kLanes * 4) float waiting[2][A][V][kLanes];

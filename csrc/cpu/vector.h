@@ -93,6 +93,10 @@ static inline Vec load_within(const float* row, int column, int width) {
 #if defined(CSC_AVX512_INSTRUCTIONS)
   const unsigned mask = ((1u << end) - 1) & ~((1u << begin) - 1);
   return __builtin_ia32_loadups512_mask(row + column, Vec{}, static_cast<unsigned short>(mask));
+#elif defined(CSC_ISA_AVX2)
+  typedef int Ints __attribute__((vector_size(32)));
+  const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+  return __builtin_ia32_maskloadps256(reinterpret_cast<const Vec*>(row + column), (lanes >= begin) & (lanes < end));
 #endif
   Vec value = {};
   for (int i = begin; i < end; ++i) value[i] = row[column + i];
@@ -114,6 +118,18 @@ static inline void store_partial(float* to, Vec value, int lanes) {
 #else
   for (int lane = 0; lane < lanes; ++lane) to[lane] = value[lane];
 #endif
+}
+
+// The first `lanes` lanes, and zeros.
+static inline Vec first_lanes(Vec value, int lanes) {
+  static constexpr auto kOnes = [] {
+    struct {
+      float at[2 * kLanes];
+    } ones = {};
+    for (int lane = 0; lane < kLanes; ++lane) ones.at[lane] = 1;
+    return ones;
+  }();
+  return on_support(value, load(kOnes.at + kLanes - lanes));
 }
 
 // max(value, 0) that keeps NaN. x86's max returns its second operand when either is NaN, but compilers take

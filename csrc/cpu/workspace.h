@@ -36,8 +36,8 @@ class Floats {
 // Floats that are read and written as whole vectors of any instruction set.
 constexpr int64_t whole_vectors(int64_t count) { return (count + 15) / 16 * 16; }
 
-// Planes of scratch memory that live as long as their pool. Each starts as zeros; kernels never write
-// padding, so that it stays zero from image to image.
+// Planes of scratch memory that live as long as their pool. Each starts as zeros; kernels write
+// nothing but zeros to padding, so that it stays zero from image to image.
 class Pool {
  public:
   Pool(const Shape& shape, const Widths& widths) : shape_(shape), widths_(widths) {}
