@@ -25,15 +25,15 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   const Solve solve{s, widths, pack, options, kernels, z0.has_value(), mask.has_value()};
   const int n_iter = options.n_iter();
   const bool direct = has_rows(sample(z, 0), s.code_width);
-  const bool whole = (direct ? s.code_width : s.atoms) % kernels.lanes == 0;
-  const bool around = whole && is_aligned(z, kernels.lanes) &&
+  const bool whole = s.code_width % widths.together == 0;
+  const bool around = (direct ? s.code_width : s.atoms) % kernels.lanes == 0 && is_aligned(z, kernels.lanes) &&
                       int64_t{4} * s.batch * s.atoms * s.code_height * s.code_width > kStreamedBytes;
   // Rows of codes computed together: enough of them for the blocks of registers that long vectors have.
   const int block_rows = std::max(4, kernels.lanes / 2);
   // Vectors that are whole cache lines leave the registers so, of the usual epilogue or on the way to channels_last;
   // others wait until their rows are complete, as do rows that are no whole vectors.
   const bool usual = nonneg && !divisor && threshold.size(2) == 1 && threshold.size(3) == 1;
-  const bool lines = around && kernels.lanes * int64_t{4} >= kLineBytes && (usual || !direct);
+  const bool lines = around && kernels.lanes * int64_t{4} >= kLineBytes && ((whole && usual) || !direct);
   const bool fits = int64_t{4} * block_rows * s.atoms * widths.code <= kWaitingBytes;
   const bool wait = direct && (!whole || (around && !lines && fits));
 

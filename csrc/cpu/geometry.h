@@ -71,11 +71,11 @@ inline bool keeps_columns(const Shape& s) {
   return int64_t{8} * s.kernel_height * s.channels * s.columns_of(0) * s.code_width <= 1 << 20;
 }
 
-// Whether code columns are computed two by two as rows are, see tiles.h: where two vectors of a row are no more than
-// one by one. Of fewer atoms a residual has so few products that what tiles combine is large beside it.
+// Whether code columns are computed two by two as rows are, see tiles.h: where rows of whole tiles have at most a fifth
+// more vectors. Of fewer atoms a residual has so few products that what tiles combine is large beside it.
 inline bool takes_tiles(const Shape& s, int lanes) {
   return s.kernel_height == 3 && s.kernel_width == 3 && s.stride_height == 1 && s.stride_width == 1 &&
-         s.channels <= 3 && s.atoms >= 4 && round_up(s.code_width, 2 * lanes) == round_up(s.code_width, lanes);
+         s.channels <= 3 && s.atoms >= 4 && 5 * round_up(s.code_width, 2 * lanes) <= 6 * round_up(s.code_width, lanes);
 }
 
 // The same for the stride of an image's stem, beside pairs of rows, see strided_tiles.h; vectors of four lanes gain
@@ -90,10 +90,13 @@ inline bool takes_strided_tiles(const Shape& s, int lanes) {
 // aligned.
 struct Widths {
   int phase, code, code_margin, product, margin;
+  int together;     // Code columns that are stored at once.
   bool suit_tiles;  // Codes lie so that tiles are read fast, whether or not tiles are taken.
 
   Widths(const Shape& s, int lanes) {
-    const int columns = round_up(s.code_width, lanes);
+    suit_tiles = takes_tiles(s, lanes);
+    together = suit_tiles ? 2 * lanes : lanes;
+    const int columns = round_up(s.code_width, together);
     int last = columns + s.reach_width();
     int beyond = s.reach_width();
     for (int phase = 0; phase < s.stride_width; ++phase) {
@@ -106,7 +109,6 @@ struct Widths {
     product = margin + columns;
     code_margin = keeps_columns(s) ? 0 : margin;
     code = code_margin + columns;
-    suit_tiles = takes_tiles(s, lanes);
   }
 };
 

@@ -136,9 +136,10 @@ static void tile_rows(const AnalysisBlock& b, int begin, int end) {
       continue;
     }
     for (int column = 0; column < b.shape.code_width; column += kTileColumns, products += size) {
-      const int right = column + kLanes, left = b.shape.code_width - right;
-      at.at[2 * at.count] = {row, column, kLanes};
-      at.at[2 * at.count + 1] = {row, right, left < kLanes ? left : kLanes};
+      for (int v = 0; v < 2; ++v) {
+        const int first = column + v * kLanes;
+        at.at[2 * at.count + v] = {row, first, std::clamp(b.shape.code_width - first, 0, kLanes)};
+      }
       at.code[at.count] = b.epilogue.code.row(row) + column;
       at.base[at.count] = b.epilogue.base ? b.epilogue.base.row(row) + column : nullptr;
       at.support[at.count] = b.epilogue.support ? b.epilogue.support.row(row) + column : nullptr;
