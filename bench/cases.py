@@ -62,6 +62,7 @@ class Case:
 
 CASES = {
     "CIFAR stem 3->64, 32x32, k3, batch 64": Case(3, 64, 32, 3, 1, 1, 64),
+    "Fashion-MNIST stem 1->64, 28x28, k3, batch 64": Case(1, 64, 28, 3, 1, 1, 64),
     "ImageNet stem 3->64, 224, k7 s2, batch 8": Case(3, 64, 224, 7, 2, 3, 8),
     "64->64, 32x32, batch 64": Case(64, 64, 32, 3, 1, 1, 64),
     "128->128, 16x16, batch 64": Case(128, 128, 16, 3, 1, 1, 64),
