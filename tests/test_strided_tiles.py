@@ -26,8 +26,8 @@ def problem(columns: int, rows: int = 5, **options) -> Problem:
     """So many columns and rows of codes."""
     options = {"channels": 3, "atoms": 9, "batch": 2, "n_iter": 2, "padding": 3, "margin": 1e-6} | options
     return random_problem(
-        dtype=torch.float32, size=(2 * rows, 2 * columns), stride=2, lmbda=0.02, seed=columns,
-        **{"kernel": (7, 7)} | options,
+        dtype=torch.float32, size=(2 * rows, 2 * columns), stride=2, seed=columns,
+        **{"kernel": (7, 7), "lmbda": 0.02} | options,
     )  # fmt: skip
 
 

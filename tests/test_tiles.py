@@ -21,7 +21,7 @@ WIDTHS = (17, 32, 30, 96, 113, 16, 80, 97, 9, 15, 5, 7)
 def problem(columns: int, rows: int = 6, **options) -> Problem:
     options = {"channels": 3, "atoms": 7, "batch": 2, "n_iter": 2, "padding": 1, "margin": 1e-6} | options
     return random_problem(
-        dtype=torch.float32, size=(rows, columns), kernel=(3, 3), lmbda=0.02, seed=columns, **options
+        dtype=torch.float32, size=(rows, columns), kernel=(3, 3), seed=columns, **{"lmbda": 0.02} | options
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_every_padding_obeys_the_rule(backend: str, columns: int, padding: int |
 
 
 @every_option
-@pytest.mark.parametrize("columns", (25, 64))
+@pytest.mark.parametrize("columns", (25, 35, 64, 71))  # Seven vectors of 4 lanes, five and nine of 8.
 def test_every_option_obeys_the_rule(backend: str, columns: int, options: dict) -> None:
     one = problem(columns, 9, n_iter=4, **options)
     assert_error(one.solve(), ways(Problem.plain, one), one.to(torch.float64).plain())
@@ -78,11 +78,19 @@ def test_images_of_many_blocks_obey_the_rule(
     assert_gradients(Problem.solve, Problem.plain, one)
 
 
+# All four columns of tiles, both vectors; five and nine of 8 lanes.
+at_columns = pytest.mark.parametrize(
+    "columns, column", (*((32, column) for column in (0, 1, 14, 15, 16, 17, 30, 31)), (35, 33), (72, 70))
+)
+
+
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))
-@pytest.mark.parametrize("column", (0, 1, 14, 15, 16, 17, 30, 31))  # All four columns of tiles, both vectors.
-def test_what_is_not_finite_goes_no_further_than_row_by_row(backend: str, column: int, value: float) -> None:
+@at_columns
+def test_what_is_not_finite_goes_no_further_than_row_by_row(
+    backend: str, columns: int, column: int, value: float
+) -> None:
     """3e38 is finite, and the sum of two columns of it is not."""
-    one = problem(32, 9, n_iter=1)
+    one = problem(columns, 9, n_iter=1)
     one.x[0, 0, 4, column : column + 2] = value
     found, expected = one.solve(), one.plain()
     assert_same_kinds(found, expected)
@@ -92,11 +100,11 @@ def test_what_is_not_finite_goes_no_further_than_row_by_row(backend: str, column
 
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf, 3e38))
 @pytest.mark.parametrize("row", (0, 5, 8))
-@pytest.mark.parametrize("column", (0, 1, 14, 15, 16, 17, 30, 31))
+@at_columns
 def test_codes_that_are_not_finite_reach_no_further_than_row_by_row(
-    backend: str, column: int, row: int, value: float
+    backend: str, columns: int, column: int, row: int, value: float
 ) -> None:
-    one = problem(32, 9)
+    one = problem(columns, 9)
     z = one.solve()
     z[0, 2, row, column : column + 2] = value
     found = csc.residual(one.x, z, one.dictionary, padding=1)
@@ -174,9 +182,12 @@ def test_a_gradient_that_is_not_finite_is_computed_row_by_row(backend: str, colu
     assert_gradient_is_that_of_rows(one, far)
 
 
-@pytest.mark.parametrize("atoms, columns", ((50, 64), (64, 64), (64, 40), (64, 80), (64, 45)))
-def test_codes_of_more_than_a_cache_have_the_same_bits(backend: str, atoms: int, columns: int) -> None:
-    x, dictionary = torch.rand(32, 3, 32, columns), 0.2 * torch.randn(atoms, 3, 3, 3)
+@pytest.mark.parametrize(
+    "atoms, rows, columns",
+    ((50, 32, 64), (64, 32, 64), (64, 32, 40), (64, 32, 80), (64, 32, 44), (64, 30, 44), (64, 32, 45)),
+)
+def test_codes_of_more_than_a_cache_have_the_same_bits(backend: str, atoms: int, rows: int, columns: int) -> None:
+    x, dictionary = torch.rand(32, 3, rows, columns), 0.2 * torch.randn(atoms, 3, 3, 3)
     options = {"n_iter": 2, "padding": 1, "step_size": 0.05}
     whole = csc.fista(x, dictionary, 0.02, **options)
     assert whole.nbytes > 8 << 20

@@ -13,7 +13,7 @@ every_option = pytest.mark.parametrize(
     "options",
     (
         {"nonneg": False}, {"mu": 0.3}, {"momentum": "none"}, {"momentum": "sdnet"}, {"z0": True},
-        {"mask": "float"},
+        {"mask": "float"}, {"lmbda": "full", "mu": "full"},
     ),
     ids=str,
 )  # fmt: skip

@@ -74,10 +74,10 @@ def choose_path(
 
 
 # Measured with bench/bench_wide.py and bench/bench_phases.py, in multiply-adds at the processor's peak: the work
-# on a channel of a point of a tile in its transform (with AVX-512's 16 lanes, and with fewer; with bfloat16's
-# rounding), on a number that is convolved directly (what few channels cost it, and the pass of the relu, which
-# Winograd's convolutions have in their epilogue), on an entry of the dictionary beside its products, and around a
-# call.
+# on a channel of a point of a tile in its transform (by AVX-512's 16 lanes and AVX2's 8, which stand for baseline's
+# too; with bfloat16's rounding), on a number that is convolved directly (what few channels cost it, and the pass of
+# the relu, which Winograd's convolutions have in their epilogue), on an entry of the dictionary beside its
+# products, and around a call.
 TRANSFORM = {16: {"f2": 16.0, "f4": 22.0}, 8: {"f2": 13.0, "f4": 25.0}}
 ROUNDED_TRANSFORM = 20.0
 NUMBER = {16: 50.0, 8: 25.0}
@@ -102,19 +102,19 @@ def cost(
     """
     peak = 2.0 if rounded else 1.0
     lanes = torch.ops.csc_native.winograd_lanes()
-    measured = 16 if lanes == 16 else 8
+    kind = 16 if lanes == 16 else 8
     padded = [_up(n, lanes) for n in channels]
     if path == "direct":
         entries, positions = 9 * padded[0] * channels[1], batch * z_size[0] * z_size[1]
         numbers = positions * sum(padded) / 2  # Between those of a synthesis and those of an analysis.
-        return entries * (positions / peak + ENTRY[path]) + NUMBER[measured] * numbers + CALL[path]
+        return entries * (positions / peak + ENTRY[path]) + NUMBER[kind] * numbers + CALL[path]
     side = int(path[1])
     tiles = _up(batch * -(-z_size[0] // side) * -(-z_size[1] // side), TILES_AT_A_TIME)
     products, transformed = padded[0] * padded[1], sum(padded)
     if gradient:  # Each block of atoms transforms the images anew, and each of channels the codes.
         transformed = sum(n * -(-other // BLOCK) for n, other in zip(padded, padded[::-1]))
     points = (side + 2) ** 2
-    transform = ROUNDED_TRANSFORM if rounded else TRANSFORM[measured][path]
+    transform = ROUNDED_TRANSFORM if rounded else TRANSFORM[kind][path]
     return points * (tiles * (products / peak + transform * transformed) + ENTRY[path] * products) + CALL[path]
 
 

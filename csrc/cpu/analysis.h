@@ -16,11 +16,10 @@ static inline float* codes_at(const Plane& plane, const CodePosition& at, int at
   return plane ? plane.row(at.row) + atom * plane.channel_stride + at.column : nullptr;
 }
 
-// The epilogue of one vector of atom k.
+// One vector of atom k in an epilogue that shrinks.
 static inline Vec next_code(const AnalysisEpilogue& e, Vec value, int k, const CodePosition& at) {
   const auto from = [&](const Plane& plane) { return codes_at(plane, at, k); };
   if (e.base) value += load(from(e.base));
-  if (e.shrink == Shrink::none) return e.support ? on_support(value, load(from(e.support))) : value;
   const Vec threshold = starts_below(e)   ? Vec{}
                         : e.threshold_map ? load_partial(from(e.threshold_map), at.lanes)
                                           : splat(e.threshold[k]);
@@ -61,7 +60,7 @@ static inline void finish_plain(AnalysisEpilogue e, const CodePosition& at, int 
   }
 }
 
-// Any epilogue, from sums in memory. Beyond the codes, where vectors end, zeros are stored.
+// Any epilogue, from sums in memory. Where a vector reaches beyond the codes, it stores zeros.
 static __attribute__((noinline)) void finish_codes(const AnalysisEpilogue& e, const CodePosition* at, int vectors,
                                                    int atom, int atoms, const Vec* sums) {
   for (int v = 0; v < vectors; ++v) {
@@ -139,7 +138,7 @@ struct Rows {
   }
 };
 
-// Zeros in sums beyond the codes, which every epilogue keeps: bases are zero there, too.
+// Zeros in sums beyond the codes, which epilogues keep: bases are zero there, too, and no threshold is below zero.
 template <int A, int V>
 static inline __attribute__((always_inline)) void keep_codes(const CodePosition* at, Vec (&sums)[A][V]) {
 #pragma GCC unroll 8

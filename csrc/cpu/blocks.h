@@ -101,7 +101,7 @@ struct AnalysisEpilogue {
   const float* threshold = nullptr;  // [K], or maps where lmbda or mu vary over the code.
   const float* divisor = nullptr;
   Plane threshold_map, divisor_map;
-  Plane code;           // Whole vectors, with zeros beyond the codes.
+  Plane code;           // As `point`, and the planes that are read: whole vectors, with zeros beyond the codes.
   bool stream = false;  // Write the code around the caches, its rows being aligned to vectors.
   float beta = 0;
   Plane previous, point;

@@ -132,23 +132,41 @@ static void read_codes(const Strided& from, const Strided& code, const Plane& to
   }
 }
 
-// Rows of codes to a tensor's, those of one atom after each other. `around` the caches many lines in a row, each whole
-// at once, go as fast as memory takes them; rows of `to` are whole and aligned vectors then.
+// Whole vectors of codes around the caches. Many lines in a row, each whole at once, go as fast as memory takes them.
+static inline void stream_vectors(const float* from, float* to, int count) {
+  for (int i = 0; i < count; i += kLanes) stream(to + i, load(from + i));
+}
+
+// A row of codes, and nothing beyond it.
+static inline void copy_row(const float* from, float* to, int width) {
+  if (width < kLanes) {
+    store_partial(to, load(from), width);
+    return;
+  }
+  for (int column = 0; column < width - kLanes; column += kLanes) store(to + column, load(from + column));
+  store(to + width - kLanes, load(from + width - kLanes));
+}
+
+// Rows of codes to a tensor's, those of one atom after each other. `around` the caches go rows that are whole and
+// aligned vectors, and rows that are whole lines together, packed first.
 static void copy_codes(const Plane& from, const Plane& to, const Shape& s, int begin, int end, bool around) {
-  const int width = s.code_width, last = width - kLanes;
+  constexpr int kPacked = 1024, kLine = 16;
+  const int width = s.code_width, count = (end - begin) * width;
+  const bool whole = width % kLanes == 0;
+  const bool packs = around && !whole && count % kLine == 0 && count <= kPacked && to.row_stride == width;
+  alignas(64) float packed[kPacked];
   for (int k = 0; k < s.atoms; ++k) {
+    float* const first = to.row(begin) + k * to.channel_stride;
+    const bool lines = packs && reinterpret_cast<uintptr_t>(first) % (4 * kLine) == 0;
     for (int row = begin; row < end; ++row) {
       const float* source = from.row(row) + k * from.channel_stride;
-      float* target = to.row(row) + k * to.channel_stride;
-      if (around) {
-        for (int column = 0; column < width; column += kLanes) stream(target + column, load(source + column));
-      } else if (last < 0) {
-        store_partial(target, load(source), width);
-      } else {
-        for (int column = 0; column < last; column += kLanes) store(target + column, load(source + column));
-        store(target + last, load(source + last));
-      }
+      float* const target = to.row(row) + k * to.channel_stride;
+      if (around && whole)
+        stream_vectors(source, target, width);
+      else
+        copy_row(source, lines ? packed + (row - begin) * width : target, width);
     }
+    if (lines) stream_vectors(packed, first, count);
   }
 }
 

@@ -9,7 +9,7 @@ namespace csc {
 namespace {
 
 // Codes of more bytes than this are written around the caches: no second-level cache holds as many, but should hold the
-// rows that wait to be written.
+// rows that wait to be written, where they need not wait.
 constexpr int64_t kStreamedBytes = 8 << 20, kWaitingBytes = 256 << 10, kLineBytes = 64;
 
 void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> divisor, double step_size,
@@ -25,13 +25,14 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
   const Solve solve{s, widths, pack, options, kernels, z0.has_value(), mask.has_value()};
   const int n_iter = options.n_iter();
   const bool direct = has_rows(sample(z, 0), s.code_width);
-  const bool whole = s.code_width % widths.together == 0;
-  const bool around = (direct ? s.code_width : s.atoms) % kernels.lanes == 0 && is_aligned(z, kernels.lanes) &&
-                      int64_t{4} * s.batch * s.atoms * s.code_height * s.code_width > kStreamedBytes;
+  const bool whole = s.code_width % (pack.view().tiles ? widths.together : kernels.lanes) == 0;
+  const bool large = int64_t{4} * s.batch * s.atoms * s.code_height * s.code_width > kStreamedBytes;
+  const bool vectors = (direct ? s.code_width : s.atoms) % kernels.lanes == 0;
+  const bool around = large && vectors && is_aligned(z, kernels.lanes);
   // Rows of codes computed together: enough of them for the blocks of registers that long vectors have.
   const int block_rows = std::max(4, kernels.lanes / 2);
   // Vectors that are whole cache lines leave the registers so, of the usual epilogue or on the way to channels_last;
-  // others wait until their rows are complete, as do rows that are no whole vectors.
+  // others wait until their rows are complete, as do rows beyond which vectors, or tiles of two, would be stored.
   const bool usual = nonneg && !divisor && threshold.size(2) == 1 && threshold.size(3) == 1;
   const bool lines = around && kernels.lanes * int64_t{4} >= kLineBytes && ((whole && usual) || !direct);
   const bool fits = int64_t{4} * block_rows * s.atoms * widths.code <= kWaitingBytes;
@@ -62,12 +63,12 @@ void fista(Tensor x, Tensor dictionary, Tensor threshold, std::optional<Tensor> 
         const int next = std::min(row + block_rows, end);
         iterates.advance_codes(n_iter, next);
         if (wait)
-          kernels.copy_codes(waiting, tensor_plane(to), s, row, next, around);
+          kernels.copy_codes(waiting, tensor_plane(to), s, row, next, vectors ? around : large);
         else if (!direct)
           kernels.write_codes(iterates.code(n_iter), to, s, row, next, lines);
       }
     }
-    if (around) kernels.streamed();
+    if (large) kernels.streamed();
   });
 }
 

@@ -72,10 +72,13 @@ inline bool keeps_columns(const Shape& s) {
 }
 
 // Whether code columns are computed two by two as rows are, see tiles.h: where rows of whole tiles have at most a fifth
-// more vectors. Of fewer atoms a residual has so few products that what tiles combine is large beside it.
+// more vectors; of 16 lanes, no more. Of fewer atoms a residual has so few products that what tiles combine is large
+// beside it.
 inline bool takes_tiles(const Shape& s, int lanes) {
+  const int allowed = lanes == 16 ? 5 : 6;
   return s.kernel_height == 3 && s.kernel_width == 3 && s.stride_height == 1 && s.stride_width == 1 &&
-         s.channels <= 3 && s.atoms >= 4 && 5 * round_up(s.code_width, 2 * lanes) <= 6 * round_up(s.code_width, lanes);
+         s.channels <= 3 && s.atoms >= 4 &&
+         5 * round_up(s.code_width, 2 * lanes) <= allowed * round_up(s.code_width, lanes);
 }
 
 // The same for the stride of an image's stem, beside pairs of rows, see strided_tiles.h; vectors of four lanes gain
@@ -90,7 +93,7 @@ inline bool takes_strided_tiles(const Shape& s, int lanes) {
 // aligned.
 struct Widths {
   int phase, code, code_margin, product, margin;
-  int together;     // Code columns that are stored at once.
+  int together;     // Code columns that are stored at once, at most.
   bool suit_tiles;  // Codes lie so that tiles are read fast, whether or not tiles are taken.
 
   Widths(const Shape& s, int lanes) {

@@ -94,8 +94,7 @@ static inline Vec load_within(const float* row, int column, int width) {
   const unsigned mask = ((1u << end) - 1) & ~((1u << begin) - 1);
   return __builtin_ia32_loadups512_mask(row + column, Vec{}, static_cast<unsigned short>(mask));
 #elif defined(CSC_ISA_AVX2)
-  typedef int Ints __attribute__((vector_size(32)));
-  const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+  const IntVec lanes = {0, 1, 2, 3, 4, 5, 6, 7};
   return __builtin_ia32_maskloadps256(reinterpret_cast<const Vec*>(row + column), (lanes >= begin) & (lanes < end));
 #endif
   Vec value = {};

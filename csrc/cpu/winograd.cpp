@@ -70,7 +70,7 @@ struct Convolution {
   // of which each tile leaves several open, take longer than reading what they overwrite.
   bool streams() const {
     return output.numel() * int64_t{sizeof(Stored)} >= kStreamedBytes && is_aligned(output, 64 / sizeof(Stored)) &&
-           kernels.lanes * sizeof(Real) >= 64;
+           kernels.lanes * sizeof(Stored) >= 64;
   }
 
   void run() const {
