@@ -427,7 +427,7 @@ MUTATIONS: dict[str, Table] = {
         ],
     ),
     "elementwise.h": (
-        (LAYOUTS, *STREAM),
+        ("tests/test_tiles.py::test_codes_of_more_than_a_cache_have_the_same_bits", LAYOUTS, *STREAM),
         [
             ("stream(to + i, <<load(from + i)>>)", "load(from)"),
             ("store_partial(to, load(from), <<width>>)", "width - 1"),
