@@ -430,10 +430,9 @@ MUTATIONS: dict[str, Table] = {
         ("tests/test_tiles.py::test_codes_of_more_than_a_cache_have_the_same_bits", LAYOUTS, *STREAM),
         [
             ("stream(to + i, <<load(from + i)>>)", "load(from)"),
-            ("store_partial(to, load(from), <<width>>)", "width - 1"),
-            ("store(to + width - kLanes, <<load(from + width - kLanes)>>)", "load(from)"),
-            ("copy_row(source, <<lines>> ? packed", "packs"),
+            ("__builtin_memcpy(<<lines>> ? packed", "packs"),
             ("packed + <<(row - begin) * width>> : target", "0", "avx2"),
+            (": target, source, <<width * sizeof(float)>>)", "(width - 1) * sizeof(float)"),
             (
                 "Vec g = <<on_support(load_partial(source + column, lanes), z)>>",
                 "load_partial(source + column, lanes)",

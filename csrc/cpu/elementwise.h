@@ -137,16 +137,6 @@ static inline void stream_vectors(const float* from, float* to, int count) {
   for (int i = 0; i < count; i += kLanes) stream(to + i, load(from + i));
 }
 
-// A row of codes, and nothing beyond it.
-static inline void copy_row(const float* from, float* to, int width) {
-  if (width < kLanes) {
-    store_partial(to, load(from), width);
-    return;
-  }
-  for (int column = 0; column < width - kLanes; column += kLanes) store(to + column, load(from + column));
-  store(to + width - kLanes, load(from + width - kLanes));
-}
-
 // Rows of codes to a tensor's, those of one atom after each other. `around` the caches go rows that are whole and
 // aligned vectors, and rows that are whole lines together, packed first.
 static void copy_codes(const Plane& from, const Plane& to, const Shape& s, int begin, int end, bool around) {
@@ -164,7 +154,7 @@ static void copy_codes(const Plane& from, const Plane& to, const Shape& s, int b
       if (around && whole)
         stream_vectors(source, target, width);
       else
-        copy_row(source, lines ? packed + (row - begin) * width : target, width);
+        __builtin_memcpy(lines ? packed + (row - begin) * width : target, source, width * sizeof(float));
     }
     if (lines) stream_vectors(packed, first, count);
   }
