@@ -48,7 +48,9 @@ class Mark:
 
     @staticmethod
     def _of(tensor: Tensor) -> tuple[int, int, int, int]:
-        return tensor.data_ptr(), tensor._version, getattr(tensor, _STEPS, 0), _steps_of_shares
+        # Changes of tensors made in inference mode are not counted.
+        version = -1 if tensor.is_inference() else tensor._version
+        return tensor.data_ptr(), version, getattr(tensor, _STEPS, 0), _steps_of_shares
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether `tensor` is still the same, unchanged."""
@@ -70,10 +72,9 @@ def sample(tensor: Tensor) -> Tensor:
 
 
 def can_be_marked(tensor: Tensor) -> bool:
-    """Not where changes cannot be followed: compiled, in torch.func or inference mode, without numbers."""
+    """Not where changes cannot be followed: compiled, in torch.func, without numbers."""
     return not (
         torch.compiler.is_compiling()
-        or tensor.is_inference()
         or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         or not has_numbers(tensor)
     )

@@ -96,8 +96,11 @@ class LearnedDictionary(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("stride", "padding"):
             self._set_geometry(name, value)
-        else:
-            super().__setattr__(name, value)
+            return
+        super().__setattr__(name, value)
+        # Leaving training takes the step size of the last weight, which a compiled forward cannot do.
+        if name == "training" and not value and has_numbers(self.weight):
+            self._bring_up_to_date()
 
     def _set_geometry(self, name: str, value: Any) -> None:
         if name == "stride":
@@ -204,9 +207,10 @@ class LearnedDictionary(nn.Module):
         if in_transform() or is_traced():
             return step  # Nothing may be written there.
         if torch.compiler.is_compiling():
-            # A graph cannot leave a mark; what has one must stay what that says.
-            if self._step_of is None:
-                self.step_size.copy_(step)
+            # A graph cannot leave a mark, and must not change what one speaks of. It fills an empty buffer; where
+            # the bound is taken there is none.
+            if self.step == "power":
+                self.step_size.copy_(torch.where(self.step_size.isnan(), step, self.step_size))
             return step
         with _STEP:
             if self.step_size.is_inference() and not torch.is_inference_mode_enabled():
@@ -240,13 +244,6 @@ class LearnedDictionary(nn.Module):
     def _that_matters(self, size: Size) -> Size:
         rows, columns = self._largest_size()
         return min(size[0], rows), min(size[1], columns)
-
-    def train(self, mode: bool = True) -> Self:
-        """Leaving training takes the step size of the last weight, which a compiled forward cannot do."""
-        super().train(mode)
-        if not mode and has_numbers(self.weight):
-            self._bring_up_to_date()
-        return self
 
     def _bring_up_to_date(self) -> None:
         if not self._current():

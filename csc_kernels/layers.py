@@ -49,17 +49,18 @@ class CSCConv2d(LearnedDictionary):
         x (N, M, H, W) or (M, H, W) -> (N, K, H', W') or (K, H', W'), any H and W at every call.
 
     The weight and the buffer `step_size` are the state. In training the step size follows the dictionary; in
-    evaluation both are fixed, and cost nothing, until the weight changes. Edits without a trace, through `.data`
-    or numpy, are noticed on the CPU alone: all of them in weights of up to 10,000 numbers, and in larger ones
-    where they touch one of about as many evenly spaced samples. Elsewhere edit the weight under torch.no_grad().
-    A compiled forward follows every change of the weight, but in evaluation takes the step size as it is: call
-    eval() again after changing the weight of a layer that is compiled. On images smaller than eight kernels the
-    step of wide layers depends on the size: of the largest image so far, or in a compiled forward of each.
-    `step_size_of` is that size, (rows, columns), or None for any; a state_dict has it in its metadata. A program
-    for larger images, or for images of any size, finds the step at every call: let the layer see an image of eight
-    kernels before exporting it. A step size that is loaded without its size (safetensors and copies into plain
-    dicts keep none) stays until the weight changes: set `step_size_of` after loading it. Where processes of
-    DistributedDataParallel see images of different sizes, pass it broadcast_buffers=False.
+    evaluation both are fixed, and cost nothing, until the weight changes. Edits without a trace, through `.data` or
+    numpy or of a weight made in inference mode, are noticed on the CPU alone: all of them in weights of up to
+    10,000 numbers, and in larger ones where they touch one of about as many evenly spaced samples. Elsewhere edit
+    the weight under torch.no_grad(). A compiled forward follows every change of the weight, but in evaluation takes
+    the step size as it is, which eval() and state_dict() bring up to date: call one of them after changing the
+    weight of a layer that is compiled. On images smaller than eight kernels the step of wide layers depends on the
+    size: of the largest image so far, or in a compiled forward of each. `step_size_of` is that size, (rows,
+    columns), or None for any; a state_dict has it in its metadata. A program for larger images, or for images of
+    any size, finds the step at every call: let the layer see an image of eight kernels before exporting it. A step
+    size that is loaded without its size (safetensors and copies into plain dicts keep none) stays until the weight
+    changes: set `step_size_of` after loading it. Where processes of DistributedDataParallel see images of different
+    sizes, pass it broadcast_buffers=False.
 
     >>> layer = CSCConv2d(3, 64, 3, padding=1, lmbda=0.1)
     >>> z = layer(torch.randn(2, 3, 32, 32))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
+import csc_kernels as csc
 from csc_kernels import CSCConv2d
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -105,10 +106,52 @@ def test_training_goes_on_after_inference_mode(normalize: str) -> None:
         layer.train()
 
 
-def test_a_layer_made_in_inference_mode_serves() -> None:
+@both_sizes
+def test_a_layer_made_in_inference_mode_keeps_its_step_size(
+    refreshes: list[str], sizes: tuple[int, int, int]
+) -> None:
+    plain = CSCConv2d(*sizes, padding=1).eval()
+    x = image(plain)
     with torch.inference_mode():
-        layer = CSCConv2d(3, 8, 3, padding=1)
-        assert torch.isfinite(layer(image(layer))).all()
+        layer = CSCConv2d(*sizes, padding=1).eval()
+        layer.load_state_dict(plain.state_dict())
+        layer.step_size.mul_(0.5)  # Not what a refresh would give.
+        refreshes.clear()
+        expected = csc.fista(x, plain.dictionary(), layer.lmbda, layer.step_size, padding=1)
+        torch.testing.assert_close(layer(x), expected)
+        assert layer.dictionary() is layer.dictionary()
+    assert torch.equal(layer(x), expected) and refreshes == []
+    with torch.inference_mode():
+        layer.weight.neg_()
+        torch.testing.assert_close(layer.dictionary(), -plain.dictionary())
+        layer(x)
+    assert len(refreshes) == 1
+
+
+@both_sizes
+def test_a_compiled_training_goes_on_after_evaluation_and_state_dict(sizes: tuple[int, int, int]) -> None:
+    """Its graph is the same: to compile a network again takes a minute."""
+    layer = CSCConv2d(*sizes, padding=1)
+    run, x = compiled(layer), image(layer)
+    train_step(run, x)
+    assert torch.isfinite(layer.step_size)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for look in (layer.state_dict, layer.eval, lambda: layer(x)):
+            look()
+            train_step(run.train(), x)
+
+
+@both_sizes
+def test_a_compiled_evaluation_follows_the_attribute_training(sizes: tuple[int, int, int]) -> None:
+    layer = CSCConv2d(*sizes, padding=1)
+    run, x = compiled(layer), image(layer)
+    train_step(run, x, rate=3.0)
+    train_step(run, x, rate=3.0)
+    layer.training = False
+    fresh = CSCConv2d(*sizes, padding=1).eval()
+    with torch.no_grad():
+        fresh.weight.copy_(layer.weight)
+        torch.testing.assert_close(run(x), fresh(x))
 
 
 @both_norms
