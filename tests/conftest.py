@@ -19,7 +19,14 @@ from csc_kernels import dictionary, native
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
 # Of these, `make prove` runs every case.
-EMULATED = ("test_triton", "test_triton_traffic", "test_cuda", "test_cuda_traffic", "test_cudnn")
+EMULATED = (
+    "test_triton",
+    "test_triton_memory",
+    "test_triton_traffic",
+    "test_cuda",
+    "test_cuda_traffic",
+    "test_cudnn",
+)
 
 # Scripts: --doctest-modules would import them, and some set up their process when they are.
 collect_ignore_glob = ["[!t]*.py"]
