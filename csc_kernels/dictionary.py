@@ -156,8 +156,9 @@ class LearnedDictionary(nn.Module):
         if torch.compiler.is_compiling():
             # A graph has no memory of that: what it uses must not be the weight that a later use overwrites.
             dictionary = self._with_gradient_of_weight()
-            with torch.no_grad():
-                weight.copy_(dictionary)
+            if not torch.compiler.is_exporting():  # A program keeps the weight that it was made with.
+                with torch.no_grad():
+                    weight.copy_(dictionary)
             return dictionary
         if not _holds(_projected.get(weight), weight):
             current = self._current()

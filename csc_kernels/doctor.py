@@ -128,11 +128,11 @@ def composition(x: Tensor, scaled: Tensor, threshold: Tensor, dictionary: Tensor
 def measure_speed(rounds: int = 15) -> Speed:
     """The stem of a CIFAR network, batch 16, float32: the preferred backend against `composition`."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(16, 3, 32, 32, generator=generator)
-    dictionary = torch.randn(64, 3, 3, 3, generator=generator)
+    x = torch.randn(16, 3, 32, 32, generator=generator, dtype=torch.float32)
+    dictionary = torch.randn(64, 3, 3, 3, generator=generator, dtype=torch.float32)
     dictionary /= dictionary.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     step_size = 1 / lipschitz(dictionary, method="bound").item()
-    scaled, threshold = step_size * dictionary, torch.full((64,), -0.1 * step_size)
+    scaled, threshold = step_size * dictionary, torch.full((64,), -0.1 * step_size, dtype=torch.float32)
 
     def solve() -> Tensor:
         return fista(x, dictionary, 0.1, step_size, padding=1)

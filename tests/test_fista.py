@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -13,6 +15,7 @@ from problems import CASES, OPTIONS, Problem, dense_operator, objective, random_
 from torch import Tensor
 
 import csc_kernels as csc
+from csc_kernels.native import stem
 
 MOMENTA = ("fista", "none", "sdnet")
 
@@ -43,6 +46,20 @@ def test_every_number_of_steps(backend: str, dtype: torch.dtype, channels: int, 
         )  # fmt: skip
         assert_error(problem.solve(), ways(Problem.plain, problem), problem.to(torch.float64).plain(), momentum)
         assert_gradients(Problem.solve, Problem.plain, problem)
+
+
+@pytest.mark.parametrize("n_iter", (stem.STEPS, stem.STEPS + 1))
+def test_many_steps_fit_on_a_small_stack(backend: str, n_iter: int) -> None:
+    """A thread's has 512 KiB on some systems."""
+    problem = random_problem(
+        dtype=torch.float32, channels=3, atoms=2, size=(40, 3), padding=1, n_iter=n_iter, z0=True, margin=1e-5
+    )
+    size = threading.stack_size(512 * 1024)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(assert_gradients, Problem.solve, Problem.plain, problem).result()
+    finally:
+        threading.stack_size(size)
 
 
 @pytest.mark.parametrize(

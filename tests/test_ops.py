@@ -42,6 +42,37 @@ def test_opcheck(backend: str, op: str, channels: int) -> None:
         torch.library.opcheck(getattr(torch.ops.csc, op).default, served)
 
 
+@pytest.mark.parametrize("default", (torch.float64, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("by_kernels", (True, False))
+@both_widths
+@pytest.mark.parametrize("op", ("residual", "fista_step", "fista"))
+def test_torchs_default_dtype_has_no_part_in_it(
+    op: str, channels: int, by_kernels: bool, default: torch.dtype
+) -> None:
+    """The gradients of a step size and of a mask are plain PyTorch's, with all others: asked for, or not."""
+    others = {"residual": (5,), "fista_step": (6, 12), "fista": (4, 6)}[op]
+
+    def results(arguments: tuple) -> list[Tensor]:
+        if by_kernels:
+            arguments = tuple(
+                a.detach() if i in others and isinstance(a, Tensor) else a for i, a in enumerate(arguments)
+            )
+        found = getattr(torch.ops.csc, op)(*arguments)
+        z = found if isinstance(found, Tensor) else found[0]
+        wanted = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
+        return [z, *torch.autograd.grad(z.square().sum(), wanted, allow_unused=True)]
+
+    calls = samples(channels)[op]
+    expected = [results(arguments) for arguments in calls]
+    torch.set_default_dtype(default)
+    try:
+        found = [results(arguments) for arguments in calls]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, expected):
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(one, other))
+
+
 # torch.compile.
 
 
@@ -152,9 +183,10 @@ def test_eval_again_gives_a_compiled_layer_the_step_size_of_its_weight() -> None
 
 
 @both_widths
+@both_norms
 @pytest.mark.parametrize("training", [False, True])
-def test_exports_with_any_size_and_survives_a_file(training: bool, channels: int) -> None:
-    layer, x, auto = make(channels).train(training), image(channels), torch.export.Dim.DYNAMIC
+def test_exports_with_any_size_and_survives_a_file(training: bool, normalize: str, channels: int) -> None:
+    layer, x, auto = make(channels, normalize=normalize).train(training), image(channels), torch.export.Dim.DYNAMIC
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
     stream = io.BytesIO()
     torch.export.save(program, stream)

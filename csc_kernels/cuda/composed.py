@@ -47,7 +47,7 @@ class Composed:
 
     def residual_backward(self, grad, x, z, dictionary, stride, pads, mask, needs):
         masked = grad.clone() if mask is None else grad * mask_like(x, mask)
-        minus = torch.full((), -1.0)
+        minus = torch.full((), -1.0, dtype=torch.float32)
         convolution = (dictionary, stride, pads)
         return (
             image(x, masked) if needs[0] else unused(x),

@@ -76,9 +76,19 @@ def fista_step_backward(grad_z_next, grad_y_next, z_next, x, z, y, dictionary, *
     return _kernels(dictionary).fista_step_backward(grad_z_next, grad_y_next, z_next, x, z, y, dictionary, *options)
 
 
-def fista(x, dictionary, *options):
-    return _kernels(dictionary).fista(x, dictionary, *options)
+def _solvers(dictionary: Tensor, n_iter: int) -> ModuleType:
+    return _kernels(dictionary) if n_iter <= stem.STEPS else wide
 
 
-def fista_backward(grad, x, dictionary, *options):
-    return _kernels(dictionary).fista_backward(grad, x, dictionary, *options)
+def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, *options):
+    compute = _solvers(dictionary, n_iter).fista
+    return compute(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, *options)
+
+
+def fista_backward(
+    grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, *options
+):  # fmt: skip
+    compute = _solvers(dictionary, n_iter).fista_backward
+    return compute(
+        grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, *options
+    )  # fmt: skip

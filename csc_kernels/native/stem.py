@@ -17,6 +17,8 @@ from .paths import takes_pairs
 # Limits of the kernels: registers for one vector per channel, kernel rows on the stack.
 CHANNELS = 4
 KERNEL_ROWS = 32
+# Steps of a solve follow each other down the image, each called by the next: 1.5 KB of the stack a step.
+STEPS = 256
 
 # Products between two looks for Ctrl-C, which Python notices between calls: about two seconds of two cores.
 INTERRUPTIBLE = 5e10
@@ -201,12 +203,11 @@ def fista_backward(
     nonneg, momentum, needs,
 ):  # fmt: skip
     t = step_size.item()
-    zeros = torch.zeros
     penalty = any(needs[2:4])
     grad_x = empty(x, x.shape) if needs[0] else None
     grad_z0 = empty(x, z.shape) if needs[5] else None
-    sums = zeros(x.shape[0], 2, z.shape[1]) if penalty else None
-    grad_dictionary = zeros(dictionary.shape) if needs[1] else None
+    sums = torch.zeros(x.shape[0], 2, z.shape[1], dtype=torch.float32) if penalty else None
+    grad_dictionary = torch.zeros(dictionary.shape, dtype=torch.float32) if needs[1] else None
     thresholds, scale = threshold(lmbda, step_size, z.shape), divisor(mu, step_size, z.shape)
     mask, weights = mask_like(x, mask), step_weights(n_iter, momentum)
     # A thread takes whole samples here.

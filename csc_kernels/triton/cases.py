@@ -61,7 +61,7 @@ CASES = {"CIFAR stem": CIFAR_STEM, "ImageNet stem": Case(32, 3, 224, 64, 7, 2), 
 def run(case: Case, x: Tensor, z: Tensor, dictionary: Tensor) -> None:
     """One solve of two steps, one step with momentum, and its backward with every gradient."""
     nothing = torch.zeros((), dtype=torch.float64)
-    step_size = torch.full((), 0.1, device=x.device)
+    step_size = torch.full((), 0.1, dtype=torch.float32, device=x.device)
     parameters = (nothing, nothing, step_size)
     fista(x, dictionary, *parameters, None, None, 2, *case.geometry, True, "fista", False)
     fista_step(x, z, z, dictionary, *parameters, 0.3, *case.geometry, True, False, None)

@@ -29,12 +29,11 @@ class StepGradients:
 
     def __init__(self, g: Geometry, lmbda: Tensor, mu: Tensor, step_size: Tensor, needs: Sequence[bool]) -> None:
         self.g, self.lmbda, self.mu, self.step_size, self.needs = g, lmbda, mu, step_size, needs
-        device = g.x.device
         self.x = g.image().zero_() if needs[0] else None
-        self.dictionary = torch.zeros(g.dictionary.shape, device=device)
-        self.grad_lmbda = torch.zeros(lmbda.shape, device=device)
-        self.grad_mu = torch.zeros(mu.shape, device=device)
-        self.grad_step_size = torch.zeros(step_size.shape, device=device)
+        self.dictionary = torch.zeros(g.dictionary.shape, **g.floats)
+        self.grad_lmbda = torch.zeros(lmbda.shape, **g.floats)
+        self.grad_mu = torch.zeros(mu.shape, **g.floats)
+        self.grad_step_size = torch.zeros(step_size.shape, **g.floats)
 
     def threshold(self, first, first_scale, second, second_scale, z_next) -> Tensor:
         """G of first_scale first + second_scale second; adds to the gradients of lmbda, mu and step_size."""

@@ -51,6 +51,11 @@ class Geometry:
     def empty(self) -> bool:
         return self.x.numel() == 0
 
+    @property
+    def floats(self) -> dict[str, Any]:
+        """What kernels sum in, whatever torch's default dtype is."""
+        return {"dtype": torch.float32, "device": self.x.device}
+
     def blocks(self, kernel: str) -> Blocks:
         found = table.find(kernel, table.shape_class(self.x.shape[1]), self.x.dtype, self.x.device)
         if found is None:
@@ -143,11 +148,11 @@ def threshold_gradient(
     """G, the gradient before the threshold, and (2, N, K): the sums of sign(z) G and of z G over each plane."""
     gradient = g.code()
     if g.empty:
-        return gradient, torch.zeros(2, *g.code_size[:2], device=g.x.device) if with_sums else None
+        return gradient, torch.zeros(2, *g.code_size[:2], **g.floats) if with_sums else None
     blocks = g.blocks("threshold_gradient")
     n, atoms, height, width = g.code_size
     pixel_blocks = ceil_div(height * width, blocks.pixels)
-    sums = torch.empty(pixel_blocks, 2, n, atoms, device=g.x.device) if with_sums else None
+    sums = torch.empty(pixel_blocks, 2, n, atoms, **g.floats) if with_sums else None
     arguments = {
         **tensor("first", first),
         "first_scale": float(first_scale),
@@ -173,10 +178,10 @@ def image_gradient(
     """t mask A(G), added to grad_x too where there is one; and <r, A G> where there is an r."""
     grad_r = g.image()
     if g.empty:
-        return grad_r, None if r is None else torch.zeros((), device=g.x.device)
+        return grad_r, None if r is None else torch.zeros((), **g.floats)
     blocks = g.blocks("image_gradient")
     programs, sizes = _image_grid(g, blocks)
-    products = None if r is None else torch.empty(programs, device=g.x.device)
+    products = None if r is None else torch.empty(programs, **g.floats)
     images = tensor("mask", g.mask) | tensor("r", r) | tensor("grad_r", grad_r) | tensor("grad_x", grad_x)
     scalars = {"step_size": number(step_size), "products": products}
     arguments = tensor("g", gradient) | images | scalars | g.arguments() | sizes
@@ -200,7 +205,7 @@ def correlation(
 ) -> Tensor:
     """scale corr(image, code) - corr(*other), in float32: products that share their reduction."""
     if g.empty:
-        return torch.zeros(g.dictionary.shape, device=g.x.device)
+        return torch.zeros(g.dictionary.shape, **g.floats)
     blocks = g.blocks("correlation")
     n, atoms, height, width = g.code_size
     channels, taps = g.dictionary.shape[1], g.kernel[0] * g.kernel[1]
@@ -210,7 +215,7 @@ def correlation(
     wanted = max(1, min(ceil_div(PARTS, products), ceil_div(pixels, 4 * blocks.pixels)))
     pixels_per_part = ceil_div(ceil_div(pixels, wanted), blocks.pixels) * blocks.pixels
     count = ceil_div(pixels, pixels_per_part)
-    parts = torch.empty(count, *g.dictionary.shape, device=g.x.device)
+    parts = torch.empty(count, *g.dictionary.shape, **g.floats)
     other_image, other_code = other or (None, None)
     arguments = {
         **tensor("image", image),

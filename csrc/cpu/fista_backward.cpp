@@ -274,6 +274,7 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
   const DictionaryPack pack(sample(dictionary, 0), dictionary.stride(0), step, s, widths, kernels, pairs);
   const SolveOptions options{nonneg, gradient_at_code, weights};
   const Solve solve{s, widths, pack, options, kernels, z0.has_value(), mask.has_value()};
+  float* const penalties = penalty ? sums_of(*penalty) : nullptr;
   const Wanted wanted{grad_x.has_value(), grad_dictionary.has_value(), grad_z0.has_value(), penalty.has_value()};
 
   // What a group adds to the dictionary's gradient does not depend on who computes it, and groups are added in order:
@@ -290,7 +291,7 @@ void fista_backward(Tensor gradient, Tensor x, Tensor dictionary, Tensor thresho
         reverse.run(sample(gradient, n), sample(x, n), z0 ? sample(*z0, n) : Strided{},
                     mask ? sample(*mask, n) : Strided{}, sample(z, n), thresholds, divisors,
                     grad_x ? sample(*grad_x, n) : Strided{}, grad_z0 ? sample(*grad_z0, n) : Strided{},
-                    penalty ? static_cast<float*>(penalty->data_ptr()) + n * 2 * s.atoms : nullptr);
+                    penalties ? penalties + n * 2 * s.atoms : nullptr);
       }
       if (grad_dictionary) parts[group] = reverse.take_sums();
     }

@@ -31,6 +31,12 @@ inline Element element_of(const Tensor& t) {
   }
 }
 
+// The numbers of a tensor that sums are left in.
+inline float* sums_of(const Tensor& t) {
+  if (element_of(t) != Element::float32) throw std::runtime_error("the native kernels leave sums in float32");
+  return static_cast<float*>(t.data_ptr());
+}
+
 // Sample n of a 4-d tensor; a dimension of size 1 in the first place serves every sample.
 inline Strided sample(const Tensor& t, int64_t n) {
   Strided s;
@@ -117,7 +123,7 @@ inline bool add_finite(const DictionaryPack& pack, const std::vector<std::vector
   bool finite = true;
   for (const float value : gradient) finite = finite && std::isfinite(value);
   if (pack.view().combines() && !finite) return false;
-  float* entries = static_cast<float*>(to.data_ptr());
+  float* entries = sums_of(to);
   for (size_t i = 0; i < gradient.size(); ++i) entries[i] += scale * gradient[i];
   return true;
 }
