@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from .changes import unwrapped
 from .geometry import MOST, code_size
 
 MOMENTA = ("fista", "none", "sdnet")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MOST_STEPS = 2**31 - 1
 
 
@@ -33,10 +35,7 @@ def check_is_tensor(name: str, value: Any) -> None:
 def check_tensor(name: str, value: Any, dims: tuple[int, ...]) -> None:
     """A dense floating point tensor with one of the numbers of dimensions `dims`."""
     check_is_tensor(name, value)
-    if not value.dtype.is_floating_point:
-        raise TypeError(f"{name} must be a floating point tensor, got {value.dtype}")
-    if value.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+    check_floating(name, value)
     if value.dim() not in dims:
         wanted = " or ".join(str(d) for d in dims)
         raise ValueError(f"{name} must have {wanted} dimensions, got shape {shape(value)}")
@@ -54,9 +53,13 @@ def check_n_iter(n_iter: Any) -> None:
     check_int("n_iter", n_iter, MOST_STEPS)
 
 
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
 def check_momentum(momentum: Any) -> None:
-    if momentum not in MOMENTA:
-        raise ValueError(f"momentum must be one of {MOMENTA}, got {momentum!r}")
+    check_choice("momentum", momentum, MOMENTA)
 
 
 def check_nonneg(nonneg: Any) -> None:
@@ -74,12 +77,15 @@ def check_data_term(square_noise: Any, huber: Any) -> None:
         raise ValueError(f"huber={huber} has no form with square_noise=False")
 
 
-def check_number(name: str, value: Any, positive: bool = False) -> None:
+def check_number(name: str, value: Any, positive: bool = False, kinds: str = "a number (int or float)") -> None:
     """A finite number >= 0, or > 0 when `positive`."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+        module, kind = type(value).__module__, type(value).__qualname__
+        raise TypeError(f"{name} must be {kinds}, got {kind if module == 'builtins' else f'{module}.{kind}'}")
     if torch.compiler.is_compiling():
         return  # The number may be symbolic; `check_values` sees it when the graph runs.
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ValueError(f"{name} must be finite, got an int beyond float64")
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         raise ValueError(f"{name} must be finite and {_lowest(positive)}, got {value}")
 
@@ -94,12 +100,10 @@ def parameter(name: str, value: Any, positive: bool = False) -> Tensor:
     Numbers become float64 scalars.
     """
     if not isinstance(value, Tensor):
-        check_number(name, value, positive)
+        check_number(name, value, positive, "a number (int or float) or a tensor")
         return _scalar(value) if _are_tensors_special() else _kept_scalar(value)
-    if value.dtype is torch.float32 or value.dtype is torch.float64:
-        return value
     check_floating(name, value)
-    return value.float()
+    return value if value.dtype is torch.float32 or value.dtype is torch.float64 else value.float()
 
 
 def _are_tensors_special() -> bool:
@@ -122,15 +126,22 @@ def _kept_scalar(value: float) -> Tensor:
         return _scalar(value)
 
 
+def check_dense(name: str, value: Tensor) -> None:
+    if value.layout is not torch.strided or value.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
+
+
 def check_floating(name: str, value: Tensor) -> None:
-    if not value.dtype.is_floating_point:
-        raise TypeError(f"{name} must be a floating point tensor, got {value.dtype}")
+    """Dense, of one of FLOATS."""
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name} must be a floating point tensor of 16, 32 or 64 bits, got {value.dtype}")
+    check_dense(name, value)
 
 
 def check_penalty(name: str, value: Any) -> None:
     """lmbda or mu of a layer: a number or a floating point tensor, finite and at least 0."""
     if not isinstance(value, Tensor):
-        check_number(name, value)
+        check_number(name, value, kinds="a number (int or float) or a tensor")
         return
     check_floating(name, value)
     check_value(name, value)
@@ -223,6 +234,7 @@ def check_mask(mask: Tensor | None, x: Tensor, autocast: bool = False) -> None:
     """None, or a bool tensor or one of x's dtype that broadcasts against x."""
     if mask is None:
         return
+    check_dense("mask", mask)
     if mask.dtype is torch.bool:
         check_same_device("mask", mask, x)
     else:

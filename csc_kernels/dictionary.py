@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .changes import Mark, can_be_marked, freeze, has_numbers, is_traced, mark, unwrapped
+from .checks import check_choice
 from .functional import finite_step, in_transform
 from .geometry import Padding, Stride, normalize_padding, normalize_stride
 from .lipschitz import lipschitz
@@ -73,15 +74,13 @@ class LearnedDictionary(nn.Module):
         self.stride = normalize_stride(stride)
         self.padding = padding
         self.normalize = normalize
-        if step == "auto":
-            step = "bound" if shape[1] * math.prod(self.stride) <= BOUND_COLUMNS else "power"
-        self.step = step
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.register_buffer("step_size", torch.full((), math.nan, device=device, dtype=dtype))
         self._step_of = None  # Of which weight step_size is.
         self.step_size_of = None
         # Of which weight the normalised dictionary is at hand for evaluation, and that dictionary.
         self._cached: tuple[Mark | None, Tensor | None] = (None, None)
+        self.step = step
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -97,6 +96,11 @@ class LearnedDictionary(nn.Module):
         if name in ("stride", "padding"):
             self._set_geometry(name, value)
             return
+        if name == "normalize":
+            check_choice(name, value, ("sphere", "projection"))
+        if name == "step":
+            self._set_step(value)
+            return
         super().__setattr__(name, value)
         # Leaving training takes the step size of the last weight, which a compiled forward cannot do.
         if name == "training" and not value and has_numbers(self.weight):
@@ -109,9 +113,18 @@ class LearnedDictionary(nn.Module):
         padding = value if name == "padding" else getattr(self, "padding", 0)
         self._pads = normalize_padding(padding, self.kernel_size, stride)
         super().__setattr__(name, value)
-        if "step_size" not in self._buffers:
-            return
-        # The step size follows: at once, for a compiled forward and a state_dict, and again for the next image.
+        if "step_size" in self._buffers:
+            self._begin_anew()
+
+    def _set_step(self, value: Any) -> None:
+        check_choice("step", value, ("auto", "bound", "power"))
+        if value == "auto":
+            value = "bound" if self.weight.shape[1] * math.prod(self.stride) <= BOUND_COLUMNS else "power"
+        super().__setattr__("step", value)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """The step size follows a setting: at once, for compiled forwards and states, and at the next image."""
         if has_numbers(self.weight) and bool(torch.isfinite(self.step_size)):
             with torch.no_grad():
                 self._refresh_step(self._normalized(), None)
@@ -205,7 +218,7 @@ class LearnedDictionary(nn.Module):
         """The step size of a dictionary, also left in the buffer."""
         size = size or self._largest_size()
         step = self._new_step(dictionary, size)
-        if in_transform() or is_traced():
+        if in_transform() or is_traced() or self._has_a_borrowed_weight():
             return step  # Nothing may be written there.
         if torch.compiler.is_compiling():
             # A graph cannot leave a mark, and must not change what one speaks of. It fills an empty buffer; where
@@ -220,6 +233,11 @@ class LearnedDictionary(nn.Module):
             self._step_of = mark(self.weight)
             self.step_size_of = size if self.step == "power" else None
         return step
+
+    def _has_a_borrowed_weight(self) -> bool:
+        """Inside torch.func.functional_call with another weight, after which the layer's own is back."""
+        weight = self._parameters.get("weight")
+        return weight is not None and not isinstance(weight, nn.Parameter)
 
     def _new_step(self, dictionary: Tensor, size: Size) -> Tensor:
         dictionary = dictionary.detach()  # torch.no_grad would leave marks in exported programs that do not load.

@@ -11,6 +11,8 @@ Padding = Union[int, Sequence[int], str]
 Stride = Union[int, Sequence[int]]
 # The largest stride and padding: from some 2^15 on convolutions in oneDNN end the process.
 MOST = 1 << 14
+# The most rows or columns of an image that is described by its size alone: products of them fit into int64.
+MOST_PIXELS = 1 << 20
 
 
 class Pads(NamedTuple):
@@ -52,8 +54,11 @@ def normalize_stride(stride: Stride) -> tuple[int, int]:
 
 
 def normalize_size(name: str, size: int | Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of an image, each at least 1."""
-    return _pair(name, size, 1)
+    """Rows and columns of an image, each at least 1 and, where they are no symbols, at most MOST_PIXELS."""
+    pair = _pair(name, size, 1)
+    if any(isinstance(length, int) and length > MOST_PIXELS for length in pair):
+        raise ValueError(f"{name} must be at most {MOST_PIXELS}, got {size!r}")
+    return pair
 
 
 def normalize_padding(padding: Padding, kernel: Sequence[int], stride: tuple[int, int]) -> Pads:

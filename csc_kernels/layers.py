@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from . import checks
 from .changes import is_traced
@@ -62,6 +63,8 @@ class CSCConv2d(LearnedDictionary):
     changes: set `step_size_of` after loading it. Where processes of DistributedDataParallel see images of different
     sizes, pass it broadcast_buffers=False.
 
+    The backward needs the code: what follows may not change it in place, as ReLU(inplace=True) would.
+
     >>> layer = CSCConv2d(3, 64, 3, padding=1, lmbda=0.1)
     >>> z = layer(torch.randn(2, 3, 32, 32))
     >>> tuple(z.shape), tuple(layer.reconstruct(z, (32, 32)).shape)
@@ -98,14 +101,12 @@ class CSCConv2d(LearnedDictionary):
         normalize: str = "sphere",
         step: str = "auto",
     ) -> None:
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(f"dtype must be a floating point torch.dtype, got {dtype!r}")
+        if dtype is not None and dtype not in checks.FLOATS:
+            raise TypeError(f"dtype must be a floating point torch.dtype of 16, 32 or 64 bits, got {dtype!r}")
         _only("dilation", dilation, (1, (1, 1), [1, 1]))
         _only("groups", groups, (1,))
         _only("bias", bias, (False, None))
         _only("padding_mode", padding_mode, ("zeros",))
-        _one_of("normalize", normalize, ("sphere", "projection"))
-        _one_of("step", step, ("auto", "bound", "power"))
         checks.check_n_iter(n_iter)
         checks.check_momentum(momentum)
         checks.check_nonneg(nonneg)
@@ -137,6 +138,10 @@ class CSCConv2d(LearnedDictionary):
             super().__setattr__(name, value)
             return
         checks.check_penalty(name, value)
+        if parametrize.is_parametrized(self, name):
+            value = value if isinstance(value, Tensor) else torch.full_like(getattr(self, name), value)
+            super().__setattr__(name, value)
+            return
         if hasattr(self, name):
             delattr(self, name)
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
@@ -155,6 +160,9 @@ class CSCConv2d(LearnedDictionary):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The code of x. Pixels where the mask, bool or floating, is zero are unknown; it broadcasts against x."""
+        if isinstance(x, torch.fx.Proxy):  # A leaf of the graph, as convolutions are.
+            arguments = (x,) if mask is None else (x, mask)
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), arguments, {})
         checks.check_tensor("x", x, (3, 4))
         if x.shape[-3] != self.in_channels:
             raise ValueError(
@@ -168,6 +176,7 @@ class CSCConv2d(LearnedDictionary):
             if mask is not None and mask.dim() >= 3 and mask.shape[-3] == self.in_channels:
                 mask = torch.cat([mask] * self.n_dict, dim=-3)
         dictionary = self.dictionary()
+        checks.check_same_kind("x", x, dictionary, autocast=True, than="the weight")
         # Raised here and not by the power iteration, which would see the sizes first.
         size = x.shape[-2], x.shape[-1]
         if min(code_size(size, self.kernel_size, self.stride, self._pads)) < 1:
@@ -206,6 +215,8 @@ class CSCConv2d(LearnedDictionary):
         checks.check_tensor("z", z, (3, 4))
         if z.shape[-3] != self.out_channels:
             raise ValueError(f"the layer has {self.out_channels} atoms, z has shape {tuple(z.shape)}")
+        if 0 in z.shape[-2:]:
+            raise ValueError(f"z must have rows and columns, got shape {tuple(z.shape)}")
         top, bottom, left, right = self._pads
         smallest = (
             (z.shape[-2] - 1) * self.stride[0] + self.kernel_size[0] - top - bottom,
@@ -213,7 +224,10 @@ class CSCConv2d(LearnedDictionary):
         )
         size = smallest if size is None else normalize_size("size", size)
         if any(not 0 <= given - least < s for given, least, s in zip(size, smallest, self.stride)):
-            raise ValueError(f"a code of shape {tuple(z.shape)} has no image of size {size}")
+            largest = tuple(least + s - 1 for least, s in zip(smallest, self.stride))
+            raise ValueError(
+                f"a code of shape {tuple(z.shape)} has images of {smallest} to {largest} pixels, got size {size}"
+            )
         dictionary = self.dictionary()
         checks.check_same_kind("z", z, dictionary, autocast=True, than="the weight")
         x = synthesis(z if z.dim() == 4 else z.unsqueeze(0), dictionary, self.stride, self._pads, size)
@@ -250,8 +264,3 @@ def _brief(value: float | Tensor) -> object:
 def _only(name: str, value: object, allowed: Iterable[object]) -> None:
     if not isinstance(value, (Integral, str, tuple, list, type(None))) or value not in allowed:
         raise ValueError(f"{name}={value!r} is not supported by CSCConv2d, only {next(iter(allowed))!r}")
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

@@ -91,6 +91,12 @@ for function in (fista, fista_step, residual):
         f"{name} mask": (given(function, mask=torch.ones(7, 8)), ValueError, ("mask of shape (7, 8)", "(2, 3")),
         f"{name} mask list": (given(function, mask=[1]), TypeError, ("mask must be a torch.Tensor", "list")),
         f"{name} mask integers": (given(function, mask=X.int()), TypeError, ("mask must be bool", "int32")),
+        f"{name} mask sparse": (given(function, mask=X.to_sparse()), TypeError, ("mask must be a dense", "sparse")),
+        f"{name} 8 bits": (
+            given(function, X.to(torch.float8_e4m3fn)),
+            TypeError,
+            ("x must", "16, 32", "float8"),
+        ),
         f"{name} mask dtype": (given(function, mask=X.double()), TypeError, ("mask is torch.float64", "float32")),
         f"{name} mask device": (given(function, mask=X.bool().to("meta")), ValueError, ("mask is on meta", "cpu")),
     }
@@ -112,6 +118,11 @@ for function in (fista, fista_step):
         ROWS |= {
             f"{name} list": (given(function, **{what: [0.1]}), TypeError, (f"{what} must be a number", "list")),
             f"{name} True": (given(function, **{what: True}), TypeError, (f"{what} must be a number", "bool")),
+            f"{name} numpy": (given(function, **{what: numpy.float32(1)}), TypeError, ("int or float", "numpy.f")),
+            f"{name} 10**400": (given(function, **{what: 10**400}), ValueError, (f"{what} must be finite", "int")),
+            f"{name} sparse": (
+                given(function, **{what: torch.ones(4, 1, 1).to_sparse()}), TypeError, (f"{what} must be a dense",),
+            ),
             f"{name} integer": (given(function, **{what: torch.tensor(1)}), TypeError, (what, "int64")),
             f"{name} shape": (
                 given(function, **{what: torch.ones(5, 1, 1)}), ValueError,
@@ -131,6 +142,11 @@ for function in (fista, fista_step):
         f"{name} integer": (given(function, t=torch.tensor(1)), TypeError, ("step_size", "int64")),
         f"{function.__name__} momentum": (given(function, momentum="no"), ValueError, ("fista", "sdnet", "'no'")),
         f"{function.__name__} momentums": (given(function, momentum=["no"]), ValueError, ("fista", "['no']")),
+        f"{function.__name__} momentum array": (
+            given(function, momentum=numpy.array(["fista", "no"])),
+            ValueError,
+            ("momentum must be one of",),
+        ),
         f"{function.__name__} nonneg": (given(function, nonneg="no"), TypeError, ("nonneg must be a bool", "'no'")),
         f"{function.__name__} nonneg None": (given(function, nonneg=None), TypeError, ("nonneg", "None")),
     }
@@ -176,6 +192,7 @@ ROWS |= {
     "lipschitz size 0": (given(lipschitz, input_size=0), ValueError, ("input_size must be at least 1", "0")),
     "lipschitz negative": (given(lipschitz, input_size=(8, -8), padding=9), ValueError, ("input_size", "-8")),
     "lipschitz floats": (given(lipschitz, input_size=(8.0, 8.0)), TypeError, ("input_size", "(8.0, 8.0)")),
+    "lipschitz size 2**63": (given(lipschitz, input_size=2**63), ValueError, ("input_size must be at most",)),
     "lipschitz True": (given(lipschitz, input_size=True), TypeError, ("input_size", "True")),
     "lipschitz str": (given(lipschitz, input_size="ab"), TypeError, ("input_size", "'ab'")),
     "lipschitz one": (given(lipschitz, input_size=(8,)), TypeError, ("input_size", "(8,)")),
@@ -186,7 +203,11 @@ ROWS |= {
     "layer rank": (given(call, X[0, 0]), ValueError, ("x must have 3 or 4", "(8, 8)")),
     "layer list": (given(call, [1]), TypeError, ("x must be a torch.Tensor", "list")),
     "layer integers": (given(call, X.int()), TypeError, ("x must be a floating point tensor", "int32")),
-    "layer dtype": (given(call, X.double()), TypeError, ("dictionary is torch.float32", "x is torch.float64")),
+    "layer dtype": (given(call, X.double()), TypeError, ("x is torch.float64", "the weight is torch.float32")),
+    "layer sparse mask": (given(make(), X, X.to_sparse()), TypeError, ("mask must be a dense", "sparse")),
+    "layer huber tensor": (given(make, huber=torch.ones(())), TypeError, ("huber must be a number (int", "Tensor")),
+    "layer.normalize": (given(call, normalize="spheer"), ValueError, ("normalize must be", "sphere", "spheer")),
+    "layer.step": (given(call, step="bond"), ValueError, ("step must be one of", "power", "bond")),
     "layer device": (given(call, X.to("meta")), ValueError, ("cpu", "x is on meta")),
     "layer kernel": (given(call, X, make(3, 4, 11, padding=0)), ValueError, ("(11, 11)", "(2, 3, 8, 8)")),
     "layer.momentum": (given(call, momentum="no"), ValueError, ("fista", "sdnet", "'no'")),
@@ -250,16 +271,15 @@ def raw_fista(x=X, d=D, lmbda=L, mu=M, t=T, z0=None, mask=None, n=2, stride=ONE,
     return torch.ops.csc.fista(x, d, lmbda, mu, t, z0, mask, n, stride, pads, True, momentum, False)
 
 
-def raw_step(x=X, z=Z, y=Z, d=D, lmbda=L, mu=M, t=T, stride=ONE, pads=SIDES, mask=None):
-    return torch.ops.csc.fista_step(x, z, y, d, lmbda, mu, t, 0.3, stride, pads, True, False, mask)
+def raw_step(x=X, z=Z, y=Z, d=D, lmbda=L, mu=M, t=T, stride=ONE, pads=SIDES, mask=None, beta=0.3):
+    return torch.ops.csc.fista_step(x, z, y, d, lmbda, mu, t, beta, stride, pads, True, False, mask)
 
 
 def raw_residual(x=X, z=Z, d=D, stride=ONE, pads=SIDES, mask=None):
     return torch.ops.csc.residual(x, z, d, stride, pads, mask)
 
 
-def raw_backward(grad=Z, z=Z, codes=Z, residuals=X, x=X, d=D):
-    needs = [True] * 2 + [False] * 5
+def raw_backward(grad=Z, z=Z, codes=Z, residuals=X, x=X, d=D, needs=(True, True, *[False] * 5)):
     return torch.ops.csc.fista_backward(
         grad, x, d, L, M, T, None, None, z, codes, residuals, 2, ONE, SIDES, True, "fista", needs
     )
@@ -294,6 +314,7 @@ RAW = {
     "fista wide z0": given(raw_fista, WIDE_X, WIDE_D, z0=WIDE_Z[:1]),
     "fista_step z": given(raw_step, z=Z[:1, :, :2]),
     "fista_step y": given(raw_step, y=Z[:1, :, :2]),
+    "fista_step beta": given(raw_step, beta=-1.0),
     "fista_step wide y": given(raw_step, WIDE_X, WIDE_Z, WIDE_Z[:1], WIDE_D),
     "residual z": given(raw_residual, z=Z[:1, :, :2]),
     "residual wide z": given(raw_residual, WIDE_X, WIDE_Z[:1], WIDE_D),
@@ -304,6 +325,8 @@ RAW = {
     "fista_backward more codes": given(raw_backward, codes=torch.cat([Z, Z])),
     "fista_backward codes alone": given(raw_backward, residuals=X[:0]),
     "fista_backward residuals alone": given(raw_backward, codes=Z[:0]),
+    "fista_backward no z0": given(raw_backward, needs=[False] * 5 + [True, False]),
+    "fista_backward no mask": given(raw_backward, needs=[False] * 6 + [True]),
     "fista_step_backward grad": given(raw_step_backward, grad=Z[:1]),
     "fista_step_backward z_next": given(raw_step_backward, z=Z[:, :2]),
     "residual_backward grad": given(raw_residual_backward, grad=X[:1]),

@@ -124,6 +124,36 @@ def test_a_parameter_as_lmbda_is_learned() -> None:
     assert len(list(layer.parameters())) == 1 and layer.lmbda == 0.2
 
 
+def test_a_parametrized_lmbda_stays_positive_and_may_be_set() -> None:
+    class Positive(nn.Module):
+        def forward(self, value: torch.Tensor) -> torch.Tensor:
+            return nn.functional.softplus(value)
+
+        def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
+            return value.expm1().log()
+
+    layer = CSCConv2d(3, 8, 3, padding=1, lmbda=nn.Parameter(torch.full((8, 1, 1), 0.1)))
+    nn.utils.parametrize.register_parametrization(layer, "lmbda", Positive())
+    x, plain = image(layer), CSCConv2d(3, 8, 3, padding=1)
+    plain.load_state_dict({"weight": layer.weight.detach()}, strict=False)
+    for value in (0.3, torch.full((8, 1, 1), 0.2)):
+        layer.lmbda = plain.lmbda = value
+        torch.testing.assert_close(layer(x), plain(x))
+    assert csc.set_lmbda(layer, 0.4) == 1
+    torch.testing.assert_close(layer.lmbda, torch.full((8, 1, 1), 0.4))
+    layer(x).sum().backward()
+    assert layer.parametrizations.lmbda.original.grad.abs().sum() > 0
+
+
+def test_is_a_leaf_of_traced_graphs() -> None:
+    """As a convolution is: torchvision's feature extraction and quantization trace so."""
+    model = nn.Sequential(CSCConv2d(3, 8, 3, padding=1), nn.ReLU()).eval()
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
+    x = torch.randn(2, 3, 8, 9)
+    assert torch.equal(traced(x), model(x))
+
+
 def test_a_tensor_as_lmbda_moves_with_the_layer_and_is_not_state() -> None:
     layer = CSCConv2d(3, 8, 3, lmbda=torch.rand(8, 1, 1))
     assert list(layer.state_dict()) == ["weight", "step_size"]
@@ -202,7 +232,7 @@ def test_a_mask_that_is_no_tensor_is_named(n_dict: int, mask: object) -> None:
         CSCConv2d(3, 4, 3, n_dict=n_dict)(torch.randn(1, 3, 8, 8), mask)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, "float32"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float8_e4m3fn, "float32"])
 def test_a_dtype_that_no_weight_can_have_is_named(dtype: object) -> None:
-    with pytest.raises(TypeError, match=r"dtype must be a floating point torch\.dtype, got"):
+    with pytest.raises(TypeError, match=r"dtype must be a floating point torch\.dtype of 16, 32 or 64 bits, got"):
         CSCConv2d(3, 4, 3, dtype=dtype)

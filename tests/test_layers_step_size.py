@@ -108,6 +108,19 @@ def test_step_size_is_refreshed_exactly_when_the_weight_changed(
     assert len(refreshes) == 3
 
 
+@pytest.mark.parametrize("step", ("bound", "power"))
+def test_the_step_size_follows_the_setting(refreshes: list[str], step: str) -> None:
+    layer = CSCConv2d(*STEM, padding=1, step="power" if step == "bound" else "bound").eval()
+    x = image(layer, 12, 13)
+    layer(x)
+    layer.step = step
+    fresh = CSCConv2d(*STEM, padding=1, step=step)
+    fresh.load_state_dict({"weight": layer.weight.detach()}, strict=False)
+    assert torch.equal(layer(x), fresh(x)) and torch.equal(layer.step_size, fresh.step_size)
+    layer.step = "auto"
+    assert layer.step == "bound"
+
+
 @both_sizes
 def test_evaluation_is_free(
     refreshes: list[str], monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int, int]

@@ -225,6 +225,15 @@ def test_filters_become_atoms_of_unit_norm() -> None:
     assert model(torch.randn(2, 3, 9, 9)).shape == (2, 8, 5, 5)
 
 
+def test_a_model_with_modules_in_place_trains_and_weights_of_zeros_stay() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1))
+    nn.init.zeros_(model[2].weight)
+    done = sdnet.replace_convs(model, show=False)
+    assert [entry.reason for entry in done] == [None, "has filters of zeros"]
+    model(torch.randn(2, 3, 6, 6)).sum().backward()
+    assert model[0].weight.grad is not None
+
+
 def test_a_bias_stays_behind_the_code() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1))
     bias = model[0].bias

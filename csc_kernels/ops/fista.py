@@ -142,6 +142,9 @@ def _gradients(
             f"{n_iter} steps keep {counts[0]} codes and {counts[1]} residuals, or none; "
             f"got codes {shape(codes)} and residuals {shape(residuals)}"
         )
+    for name, value, need in (("z0", z0, needs[5]), ("mask", mask, needs[6])):
+        if need and value is None:
+            raise ValueError(f"needs asks for the gradient of {name}, which is None")
     backend = choose(
         "fista_backward",
         x,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import choose
-from ..checks import check_code, check_mask, check_parameters, check_problem, check_same, check_values
+from ..checks import check_code, check_mask, check_number, check_parameters, check_problem, check_same, check_values
 from .library import (
     define,
     differentiable_backward,
@@ -59,6 +59,8 @@ def _kernel(
 ) -> tuple[Tensor, Tensor]:
     check_fista_step(x, z, y, dictionary, lmbda, mu, step_size, stride, pads, mask)
     check_values(lmbda, mu, step_size)
+    if beta is not None:
+        check_number("beta", beta)
     backend = choose("fista_step", x, dictionary=dictionary)
     return backend.fista_step(
         x, z, y, dictionary, lmbda, mu, step_size, beta, stride, pads, nonneg, gradient_at_z, mask

@@ -35,8 +35,9 @@ def replace_convs(
     """Turn convolutions into CSC layers, in place, with their weights as first dictionaries.
 
     The atoms are the weight's filters scaled to unit norm. What CSC layers do not have is left as it is, with
-    the reason in the table: groups, dilation, other padding modes than zeros, hooks. A bias is kept behind the
-    code, and convolutions that share a weight still do.
+    the reason in the table: groups, dilation, other padding modes than zeros, hooks, filters of zeros. A bias is
+    kept behind the code, and convolutions that share a weight still do. A code is kept for the backward, so that
+    modules that would change it in place get inplace=False.
 
     Args:
         model: any module but a convolution itself.
@@ -81,6 +82,9 @@ def replace_convs(
         done.append(Replacement(name, tuple(conv.weight.shape), reason))
     for name, layer in places.items():
         model.set_submodule(name, layer)
+    for module in model.modules():
+        if places and getattr(module, "inplace", False) is True:
+            module.inplace = False
     if show:
         Console().print(_table(done))
     return done
@@ -99,6 +103,8 @@ def _unsupported(conv: nn.Conv2d) -> str | None:
         return "has hooks"
     if not conv.weight.is_floating_point():
         return f"is of {conv.weight.dtype}"
+    if not conv.weight.is_meta and not conv.weight.flatten(1).any(1).all():
+        return "has filters of zeros"  # Whose direction nothing could learn.
     return None
 
 
