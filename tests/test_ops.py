@@ -202,6 +202,15 @@ def test_exports_with_any_size_and_survives_a_file(training: bool, normalize: st
 
 
 @both_widths
+@pytest.mark.parametrize("method", ("power", "bound"))
+def test_autocast_leaves_lipschitz_as_it_is(backend: str, method: str, channels: int) -> None:
+    d = torch.randn(8, channels, 3, 3)
+    expected = csc.lipschitz(d, input_size=(9, 9), method=method)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(csc.lipschitz(d, input_size=(9, 9), method=method), expected)
+
+
+@both_widths
 def test_autocast_gives_bfloat16_codes_and_float32_gradients(channels: int) -> None:
     for options in ({}, {"square_noise": False}, {"lmbda": torch.full((8, 1, 1), 0.1)}):
         layer, x = make(channels, **options), image(channels, requires_grad=True)

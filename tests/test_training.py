@@ -155,6 +155,17 @@ def test_stopped_and_called_again_a_run_in_half_precision_has_its_scale(
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_stopped_and_called_again_a_run_in_bfloat16_ends_at_the_same_weights(tmp_path: Path) -> None:
+    """Its step sizes are found under autocast in a step, and without it for a checkpoint."""
+    recipe = replace(TINY, model=ModelRecipe("sdnet18_all", 4), precision="bf16-mixed", epochs=1, ema=None)
+    train(recipe, tmp_path / "whole")
+    stopped(recipe, tmp_path / "parts", 2)
+    train(recipe, tmp_path / "parts")
+    train(replace(recipe, checkpoint_steps=1000), tmp_path / "unseen")
+    for other in ("parts", "unseen"):
+        assert_same_weights(tmp_path / "whole", tmp_path / other)
+
+
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 @pytest.mark.parametrize("part", ["_evaluate", "_export", "_save"])
 def test_stopped_at_the_end_of_an_epoch_a_run_loses_no_part_of_its_results(

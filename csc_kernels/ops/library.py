@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -78,8 +78,7 @@ def register_autograd(op: Any, backward: Callable[..., Any], setup_context: Call
             return below(keys, args)
 
     LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
-    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        LIBRARY.impl(name, _autocast_rule(op, device, key), key)
+    register_autocast(op, _CAST)
 
 
 # Images, codes and atoms take autocast's dtype as a convolution does. lmbda, mu and step_size keep theirs:
@@ -87,7 +86,13 @@ def register_autograd(op: Any, backward: Callable[..., Any], setup_context: Call
 _CAST = {"x", "y", "z", "z0", "dictionary", "mask"}
 
 
-def _autocast_rule(op: Any, device: str, key: str) -> Callable[..., Any]:
+def register_autocast(op: Any, names: Collection[str]) -> None:
+    """Let autocast change the dtype of the arguments of these names alone, and nothing inside the op."""
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        LIBRARY.impl(op._schema.name.split("::")[1], _autocast_rule(op, device, key, names), key)
+
+
+def _autocast_rule(op: Any, device: str, key: str, changed: Collection[str]) -> Callable[..., Any]:
     names = [argument.name for argument in op._schema.arguments]
     excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
@@ -96,7 +101,7 @@ def _autocast_rule(op: Any, device: str, key: str) -> Callable[..., Any]:
 
         def cast(name: str, value: Any) -> Any:
             eligible = (
-                name in _CAST
+                name in changed
                 and isinstance(value, Tensor)
                 and value.is_floating_point()
                 and value.dtype is not torch.float64

@@ -13,7 +13,7 @@ from ..checks import check_dictionary, check_geometry
 from ..geometry import code_size
 from ..reference import analysis, synthesis
 from ..symbol import has_kernel, largest_moment, scaled_taps
-from .library import define
+from .library import define, register_autocast
 
 # An eigenvalue that many vectors share hides a larger one of few at first: after k products from a random vector of
 # n numbers the error is 0.103 (ln n / (k - 1))^2 of ||A||^2 at most, in the mean over such vectors and for any A
@@ -160,3 +160,7 @@ lipschitz_bound = define(
     _bound_kernel,
     _bound_fake,
 )
+
+# What a step size comes from is as precise under autocast as without.
+register_autocast(lipschitz, ())
+register_autocast(lipschitz_bound, ())
