@@ -282,6 +282,16 @@ def test_an_epoch_of_shards_has_every_picture_and_reads_few_shards_at_a_time(tmp
     assert list(order) != list(source.order(seed=0, epoch=1))
 
 
+def test_a_limit_leaves_pictures_of_all_classes_of_cifar(cifar: Path) -> None:
+    data, again = (load("cifar10", cifar, limit=8) for _ in range(2))
+    images, labels = data.train[0, range(8)]
+    assert len(data.train) == len(data.test) == 8 and len(set(labels.tolist())) >= 4
+    assert torch.equal(images, again.train[0, range(8)][0])
+    whole, all_labels = load("cifar10", cifar).train[0, range(20)]
+    for image, label in zip(images, labels):
+        assert any(torch.equal(image, one) and label == other for one, other in zip(whole, all_labels))
+
+
 def test_a_limit_leaves_pictures_of_every_class_of_a_folder(folder: Path) -> None:
     data, whole = (load("image_folder", folder, size=24, limit=limit) for limit in (4, None))
     assert len(data.train) == len(data.test) == 4 and sorted(data.train.order(0)) == [0, 1, 2, 3]

@@ -16,10 +16,12 @@ for package in ("huggingface_hub", "matplotlib", "sklearn", "timm", "torchvision
 
 import sdnet  # noqa: E402
 from sdnet import cli  # noqa: E402
+from sdnet.errors import DataError  # noqa: E402
 from sdnet.models import Classifier  # noqa: E402
 from sdnet.reading import invertible_layers  # noqa: E402
 from sdnet.reading.figures import equalised  # noqa: E402
 from sdnet.reading.inversion import unnormalised  # noqa: E402
+from sdnet.reading.pictures import few_pictures  # noqa: E402
 from sdnet.reading.report import write_report  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
@@ -199,10 +201,13 @@ def test_what_cannot_be_written_so_is_named(command: str, name: str, tmp_path: P
     assert result.exit_code == 1 and "must end in" in result.output and not (tmp_path / name).exists()
 
 
-def test_a_network_without_codes_is_named(tmp_path: Path) -> None:
-    Classifier("resnet18", options={"width": 4}).save_pretrained(tmp_path / "model")
+@pytest.mark.parametrize(
+    "name, message", [("resnet18", "has no sparse coding layer to invert"), ("scn", "only SDNets can be inverted")]
+)
+def test_a_network_that_cannot_be_inverted_is_named(name: str, message: str, tmp_path: Path) -> None:
+    Classifier(name, options={"width": 4}).save_pretrained(tmp_path / "model")
     result = CliRunner().invoke(cli.app, ["invert", str(tmp_path), "--out", str(tmp_path / "x.png")])
-    assert result.exit_code == 1 and "has no sparse coding layer to invert" in result.output
+    assert result.exit_code == 1 and message in result.output and "Traceback" not in result.output
 
 
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
@@ -232,6 +237,22 @@ def test_a_model_with_modules_in_place_trains_and_weights_of_zeros_stay() -> Non
     assert [entry.reason for entry in done] == [None, "has filters of zeros"]
     model(torch.randn(2, 3, 6, 6)).sum().backward()
     assert model[0].weight.grad is not None
+
+
+def test_a_classifier_whose_layers_are_others_is_not_saved(tmp_path: Path) -> None:
+    model = Classifier("sdnet18", options={"width": 4})
+    sdnet.replace_convs(model.network, "layer1.0.*", show=False)
+    with pytest.raises(ValueError, match=r"sdnet18 has other sparse coding layers than this network \(layer1"):
+        model.save_pretrained(tmp_path / "model")
+
+
+def test_an_unreadable_picture_is_named_and_a_folder_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(DataError, match="holds no pictures"):
+        few_pictures(tmp_path)
+    (tmp_path / "b.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"b\.png cannot be read: No such file"):
+        few_pictures(tmp_path)
 
 
 def test_a_bias_stays_behind_the_code() -> None:

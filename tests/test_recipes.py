@@ -119,6 +119,8 @@ def test_a_trial_of_a_recipe_trains_and_checkpoints_without_its_data(name: str, 
     [
         (["no_such_recipe"], "no recipe 'no_such_recipe'"),
         (["digits", "--epochss", "3"], "--epochss"),
+        (["--epochs", "3", "digits"], "the recipe comes first"),
+        (["archive.tar"], "archive.tar: 'utf-8' codec can't decode"),
         (["digits", "--epochs", "many"], "epochs"),
         (["digits", "--model.name", "vgg"], "model must be one of"),
         (["digits", "--model.options", "{colour: red}"], "no option colour"),
@@ -148,7 +150,7 @@ def test_bad_input_ends_with_a_message_and_a_code(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("archive.tar").touch()
+    Path("archive.tar").write_bytes(b"\xff\xfe\x88")
     result = CliRunner().invoke(cli.app, ["train", *arguments, "--out", str(tmp_path / "out")])
     assert result.exit_code == 1, result.output
     assert message in result.output and "Traceback" not in result.output

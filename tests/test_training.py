@@ -240,6 +240,38 @@ def test_a_checkpoint_of_other_classes_is_refused(finished: Path, tmp_path: Path
         train(TINY, tmp_path)
 
 
+@pytest.mark.parametrize("part", ["network", "optimizer"])
+def test_a_checkpoint_whose_parts_are_incomplete_is_refused(part: str, finished: Path, tmp_path: Path) -> None:
+    state = torch.load(finished / "last.ckpt", weights_only=True)
+    state[part].pop(list(state[part])[-1])
+    torch.save(state, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt does not fit: .*(Missing key|param_groups)"):
+        train(TINY, tmp_path)
+
+
+def test_a_checkpoint_of_as_many_classes_and_more_pictures_is_refused(finished: Path, tmp_path: Path) -> None:
+    state = torch.load(finished / "last.ckpt", weights_only=True)
+    state["steps_per_epoch"] = 5
+    torch.save(state, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"has 5 steps an epoch, with these data it is 3"):
+        train(TINY, tmp_path)
+
+
+def test_what_a_killed_run_had_begun_to_write_goes(tmp_path: Path) -> None:
+    (tmp_path / ".last.4711.ckpt").write_bytes(b"half")
+    (tmp_path / ".model.abcd_123").mkdir()
+    kept = tmp_path / ".hidden"
+    kept.touch()
+    train(replace(TINY, epochs=1), tmp_path)
+    assert [path for path in tmp_path.glob(".*")] == [kept]
+
+
+def test_a_folder_of_the_run_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*file/run/tensorboard: Not a directory"):
+        train(TINY, tmp_path / "file" / "run")
+
+
 def test_a_checkpoint_from_before_a_field_came_is_taken(finished: Path, tmp_path: Path) -> None:
     state = torch.load(finished / "last.ckpt", weights_only=True)
     del state["recipe"]["data"]["classes"], state["recipe"]["strategy"], state["classes"], state["losses"]
@@ -298,12 +330,21 @@ def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(
     assert os.listdir(tmp_path) == ["last.ckpt"] and (tmp_path / "last.ckpt").read_bytes() == before
 
 
-@pytest.mark.parametrize("name, reason", [("resnet18", "the loss is (nan|inf)"), ("sdnet18_all", "")])
+@pytest.mark.parametrize(
+    "name, reason", [("resnet18", "the loss is (nan|inf)"), ("sdnet18_all", ""), ("scn", "failed to converge")]
+)
 def test_numbers_that_are_not_finite_stop_save_and_say_the_step(name: str, reason: str, tmp_path: Path) -> None:
     recipe = replace(TINY, model=ModelRecipe(name, 2), optimizer=OptimizerRecipe(rate=1e30), ema=None)
-    with pytest.raises(TrainingError, match=rf"{reason} at step \d+; the weights are in .*failed\.ckpt"):
+    with pytest.raises(TrainingError, match=rf"{reason}.* at step \d+; the weights are in .*failed\.ckpt"):
         train(recipe, tmp_path)
     assert (tmp_path / "failed.ckpt").exists()
+
+
+def test_pictures_that_a_model_does_not_take_are_no_divergence(tmp_path: Path) -> None:
+    data = replace(TINY.data, name="fashion_mnist")
+    with pytest.raises(UserError, match=r"mdeq_small does not take these pictures: .*multiples of 8") as raised:
+        train(replace(TINY, data=data, model=ModelRecipe("mdeq_small", 4), ema=None), tmp_path)
+    assert not isinstance(raised.value, TrainingError) and not (tmp_path / "failed.ckpt").exists()
 
 
 def test_a_test_loss_that_is_not_finite_stops_too(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ except ModuleNotFoundError as error:
 
 from .robust.options import register  # noqa: E402
 
+RECIPES = sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.yaml"))
+
 app = typer.Typer(help="SDNet: image classifiers with sparse coding layers.", no_args_is_help=True)
 
 
@@ -67,11 +69,11 @@ def demo(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe, such as digits, or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(help=f"A YAML file, or one of {', '.join(RECIPES)}.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; one that has a run goes on.", file_okay=False)],
-    smoke: Annotated[bool, typer.Option("--smoke", help="A minute's trial on random pictures.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="A minute's trial: 2 epochs of random pictures.")] = False,
 ) -> None:
-    """Train a model. Every field of the recipe is an option too: --epochs 3 --model.width 16 --data.root DIR.
+    """Train a model. Every field of the recipe is an option too, behind RECIPE: --epochs 3 --data.root DIR.
 
     The same command goes on with a run that was stopped, at its last checkpoint.
     """
@@ -127,10 +129,10 @@ def invert(
         if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
             raise UserError(f"--out is a figure and must end in .png, .jpg, .pdf or .svg, got {out}")
         network = load_model(model)
-        layers = layer or invertible_layers(network)
-        if not layers:
-            raise UserError(f"{model} has no sparse coding layer to invert")
         try:
+            layers = layer or invertible_layers(network)
+            if not layers:
+                raise UserError(f"{model} has no sparse coding layer to invert")
             figure = inversion_figure(network, few_pictures(pictures), layers)
         except ValueError as error:
             raise UserError(str(error)) from None

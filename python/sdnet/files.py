@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,7 +33,8 @@ def written_aside(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
 
 
 @contextmanager
@@ -50,6 +53,15 @@ def files_written_aside(folder: Path) -> Iterator[Path]:
                 _put(file, folder / file.name)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {folder}: {error}") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What a process that was killed had begun to write aside in a folder that is this one's alone."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\.\w+\.\d+\.\w+", path.name):
+            path.unlink(missing_ok=True)
+        elif re.fullmatch(r"\.\w+\.\w{8}", path.name) and path.is_dir():  # As TemporaryDirectory names them.
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _put(aside: Path, path: Path) -> None:

@@ -24,9 +24,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def head(self, count: int) -> Split:
-        """The first `count` pictures."""
-        return Split(self.images[:count], self.labels[:count])
+    def sample(self, count: int | None) -> Split:
+        """So many pictures drawn from all over, the same ones every time; None: all of them."""
+        if count is None or count >= len(self):
+            return self
+        kept = numpy.sort(numpy.random.default_rng(0).permutation(len(self))[:count])
+        return Split(self.images[kept], self.labels[kept])
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def load_data(recipe: DataRecipe, seed: int) -> Data:
     if recipe.name in ("image_folder", "shards") and not recipe.random:
         return _encoded(recipe, seed)
     arrays = load_arrays(recipe)
-    train, test = (part.head(recipe.limit) for part in (arrays.train, arrays.test))
+    train, test = (part.sample(recipe.limit) for part in (arrays.train, arrays.test))
     return Data(arrays.classes, TrainingPictures(train, seed, recipe.pad, recipe.flip), EvaluationPictures(test))
 
 

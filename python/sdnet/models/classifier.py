@@ -111,8 +111,14 @@ class Classifier(nn.Module, PyTorchModelHubMixin, library_name="sdnet", tags=["s
         return model
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        changed = {}
-        for layer, values in _settings(self.network).items():
+        changed, settings = {}, _settings(self.network)
+        if settings.keys() != self._built.keys():
+            others = ", ".join(sorted(settings.keys() ^ self._built.keys()))
+            raise ValueError(
+                f"{self.arguments['name']} has other sparse coding layers than this network ({others}), so that it "
+                "could not be loaded: save its state_dict()"
+            )
+        for layer, values in settings.items():
             differing = {
                 name: value for name, value in values.items() if value != self._built.get(layer, {}).get(name)
             }

@@ -25,9 +25,14 @@ def few_pictures(folder: Path | None) -> Tensor:
 
         pictures = list(load().test.images[:COUNT])
     else:
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)[:COUNT]
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
+        paths = sorted(found)[:COUNT]
         if not paths:
             raise DataError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
-        first = read_picture(paths[0].read_bytes(), str(paths[0]))
-        pictures = [read_picture(path.read_bytes(), str(path), first.shape[:2]) for path in paths]
+        try:
+            contents = [path.read_bytes() for path in paths]
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
+        first = read_picture(contents[0], str(paths[0]))
+        pictures = [read_picture(content, str(path), first.shape[:2]) for path, content in zip(paths, contents)]
     return torch.from_numpy(numpy.stack(pictures)).permute(0, 3, 1, 2).contiguous() / 255

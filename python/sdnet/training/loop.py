@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data import EvaluationBatches, TrainingBatches, load_data
 from ..errors import CheckpointError, DataError, TrainingError, UserError
+from ..files import remove_leftovers
 from . import checkpoint, sharding
 from .build import build_network, build_optimizer
 from .progress import TrainingProgress
@@ -74,6 +75,11 @@ def forget_step_sizes(network: nn.Module) -> None:
         layer.weight.mul_(1)
 
 
+# How weights that left the range of numbers are noticed before the loss: by a sparse coding layer, or by the
+# eigenvalues of SCN's dictionaries.
+DIVERGED = (ValueError, torch.linalg.LinAlgError)
+
+
 def listed(classes: Sequence[str]) -> str:
     return f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''} ({len(classes)})"
 
@@ -109,7 +115,10 @@ class Run:
         self.losses: list[float] = []  # Of the steps of this epoch.
         if (out / "last.ckpt").exists():
             self._restore(out / "last.ckpt")
-        self.records = Records(out, self.step) if fabric.is_global_zero else None
+        self.records = None
+        if fabric.is_global_zero:
+            remove_leftovers(out)
+            self.records = Records(out, self.step)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -123,6 +132,7 @@ class Run:
             "recipe": self.recipe.as_dict(),
             "classes": list(self.classes),
             "step": self.step,
+            "steps_per_epoch": len(self.batches),
             "best": self.best,
             "losses": self.losses,
             "network": sharding.whole(self.network.state_dict()),
@@ -139,10 +149,19 @@ class Run:
             raise CheckpointError(
                 f"{path} is of the classes {listed(state['classes'])}, the data have {listed(self.classes)}"
             )
-        sharding.load(self.network, state["network"])
-        sharding.load_optimizer(self.optimizer, state["optimizer"])
+        if state.get("steps_per_epoch", len(self.batches)) != len(self.batches):
+            raise CheckpointError(
+                f"{path} has {state['steps_per_epoch']} steps an epoch, with these data it is {len(self.batches)}"
+            )
+        try:
+            sharding.load(self.network, state["network"])
+            sharding.load_optimizer(self.optimizer, state["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{path} does not fit: {reason}. Remove it to start again") from None
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
             forget_step_sizes(self.average)
         forget_step_sizes(self.network)
         self.step, self.best = state["step"], state["best"]
@@ -182,7 +201,10 @@ class Run:
                 epoch, first = divmod(self.step, steps)
                 progress.begin(epoch, first)
                 numbers = self._epoch(epoch, first, progress)
-                numbers |= self._evaluate()
+                try:
+                    numbers |= self._evaluate()
+                except DIVERGED as error:
+                    self._stop(str(error).rstrip("."))
                 if not math.isfinite(numbers["test_loss"]):
                     self._stop(f"the test loss is {numbers['test_loss']}")
                 improved = numbers["accuracy"] > self.best
@@ -238,9 +260,10 @@ class Run:
             logits = self.network(pictures).float()
             loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
             value = loss.item()
-        except ValueError as error:
-            # Weights that left the range of numbers are noticed by a sparse coding layer before the loss.
-            reason = str(error)
+        except DIVERGED as error:
+            if self.step == 0:  # Nothing has been learned that could be wrong.
+                raise UserError(f"{self.recipe.model.name} does not take these pictures: {error}") from None
+            reason = str(error).rstrip(".")
         if self.fabric.world_size > 1:
             value = self.fabric.all_reduce(torch.tensor(value, device=self.fabric.device), reduce_op="mean").item()
         if loss is None or not math.isfinite(value):

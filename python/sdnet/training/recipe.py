@@ -15,7 +15,7 @@ DataName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_fold
 @dataclass
 class ModelRecipe:
     """Args:
-    name: a model that timm knows, such as sdnet18, resnet18 or mdeq_small.
+    name: one of sdnet.models.MODELS, such as sdnet18, resnet18 or mdeq_small.
     width: channels of the first stage; None keeps the model's own.
     options: further arguments of the model, such as lmbda, n_iter, stem or shortcut.
     """
@@ -38,7 +38,7 @@ class DataRecipe:
     size: rows and columns of image_folder and shards' pictures after cropping.
     classes: number of classes of shards, which hold numbers and no names.
     mean, std: per channel, of pictures in [0, 1].
-    limit: only so many pictures of each split, for a trial; of files, from all over the split.
+    limit: only so many pictures of each split, from all over it, for a trial.
     random: random pictures of this data set's shape and classes in its place, for a trial without it.
     """
 

@@ -27,6 +27,8 @@ def recipe_file(recipe: str) -> Path:
         UserError: it is neither; the message lists the names.
     """
     names = shipped()
+    if recipe.startswith("-"):
+        raise UserError(f"the recipe comes first, its fields behind it: sdnet train RECIPE {recipe} ...")
     if recipe in names:
         return names[recipe]
     if Path(recipe).is_file():
@@ -49,7 +51,7 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     path = recipe_file(recipe)
     try:
         values = parser.parse_args(["--file", str(path), *overrides])
-    except ArgumentError as error:
+    except (ArgumentError, UnicodeDecodeError) as error:
         raise UserError(f"{recipe}: {error}") from None
     values.pop("file")
     return Recipe(**vars(parser.instantiate(values)))

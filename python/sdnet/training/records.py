@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from ..errors import UserError
 from ..files import written_aside
 
 
@@ -22,7 +24,8 @@ class Records:
     def __init__(self, out: Path, step: int) -> None:
         self.path = out / "log.csv"
         self.rows = [row for row in self._read() if int(row["step"]) <= step]
-        self.events = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+        with self._disk():
+            self.events = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
@@ -37,6 +40,16 @@ class Records:
             writer = csv.DictWriter(file, list(self.rows[-1]), restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows)
-        for name, value in numbers.items():
-            self.events.add_scalar(name, value, step)
-        self.events.flush()
+        with self._disk():
+            for name, value in numbers.items():
+                self.events.add_scalar(name, value, step)
+            self.events.flush()
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path.parent / 'tensorboard'}: {error.strerror or error}"
+            ) from error
