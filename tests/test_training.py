@@ -343,7 +343,7 @@ def test_numbers_that_are_not_finite_stop_save_and_say_the_step(name: str, reaso
 def test_pictures_that_a_model_does_not_take_are_no_divergence(tmp_path: Path) -> None:
     data = replace(TINY.data, name="fashion_mnist")
     with pytest.raises(UserError, match=r"mdeq_small does not take these pictures: .*multiples of 8") as raised:
-        train(replace(TINY, data=data, model=ModelRecipe("mdeq_small", 4), ema=None), tmp_path)
+        train(replace(TINY, data=data, model=ModelRecipe("mdeq_small", 8), ema=None), tmp_path)
     assert not isinstance(raised.value, TrainingError) and not (tmp_path / "failed.ckpt").exists()
 
 
