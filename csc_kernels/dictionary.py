@@ -102,9 +102,6 @@ class LearnedDictionary(nn.Module):
             self._set_step(value)
             return
         super().__setattr__(name, value)
-        # Leaving training takes the step size of the last weight, which a compiled forward cannot do.
-        if name == "training" and not value and has_numbers(self.weight):
-            self._bring_up_to_date()
 
     def _set_geometry(self, name: str, value: Any) -> None:
         if name == "stride":
@@ -120,8 +117,10 @@ class LearnedDictionary(nn.Module):
         check_choice("step", value, ("auto", "bound", "power"))
         if value == "auto":
             value = "bound" if self.weight.shape[1] * math.prod(self.stride) <= BOUND_COLUMNS else "power"
+        changed = self.__dict__.get("step") != value
         super().__setattr__("step", value)
-        self._begin_anew()
+        if changed:
+            self._begin_anew()
 
     def _begin_anew(self) -> None:
         """The step size follows a setting: at once, for compiled forwards and states, and at the next image."""
@@ -218,13 +217,12 @@ class LearnedDictionary(nn.Module):
         """The step size of a dictionary, also left in the buffer."""
         size = size or self._largest_size()
         step = self._new_step(dictionary, size)
-        if in_transform() or is_traced() or self._has_a_borrowed_weight():
+        if in_transform() or is_traced():
             return step  # Nothing may be written there.
         if torch.compiler.is_compiling():
-            # A graph cannot leave a mark, and must not change what one speaks of. It fills an empty buffer; where
-            # the bound is taken there is none.
-            if self.step == "power":
-                self.step_size.copy_(torch.where(self.step_size.isnan(), step, self.step_size))
+            # A graph cannot leave a mark; what has one must stay what that says.
+            if self._step_of is None:
+                self.step_size.copy_(step)
             return step
         with _STEP:
             if self.step_size.is_inference() and not torch.is_inference_mode_enabled():
@@ -233,11 +231,6 @@ class LearnedDictionary(nn.Module):
             self._step_of = mark(self.weight)
             self.step_size_of = size if self.step == "power" else None
         return step
-
-    def _has_a_borrowed_weight(self) -> bool:
-        """Inside torch.func.functional_call with another weight, after which the layer's own is back."""
-        weight = self._parameters.get("weight")
-        return weight is not None and not isinstance(weight, nn.Parameter)
 
     def _new_step(self, dictionary: Tensor, size: Size) -> Tensor:
         dictionary = dictionary.detach()  # torch.no_grad would leave marks in exported programs that do not load.
@@ -264,10 +257,22 @@ class LearnedDictionary(nn.Module):
         rows, columns = self._largest_size()
         return min(size[0], rows), min(size[1], columns)
 
+    def train(self, mode: bool = True) -> Self:
+        """Leaving training takes the step size of the last weight, which a compiled forward cannot do."""
+        super().train(mode)
+        if not mode and has_numbers(self.weight):
+            self._bring_up_to_date()
+        return self
+
     def _bring_up_to_date(self) -> None:
-        if not self._current():
-            with torch.no_grad():
-                self._refresh_step(self._normalized(), self.step_size_of)
+        if self._current():
+            return
+        unmarked = self._step_of is None
+        with torch.no_grad():
+            self._refresh_step(self._normalized(), self.step_size_of)
+        if unmarked and not torch.compiler.is_compiling():
+            # A mark would be news to a compiled training, which would be compiled again for it.
+            self._step_of, self.step_size_of = None, None
 
     # Copies, loads and moves give the weight a new identity; what was current before is current after.
 

@@ -140,7 +140,7 @@ class CSCConv2d(LearnedDictionary):
         checks.check_penalty(name, value)
         if parametrize.is_parametrized(self, name):
             value = value if isinstance(value, Tensor) else torch.full_like(getattr(self, name), value)
-            super().__setattr__(name, value)
+            super().__setattr__(name, value.detach())
             return
         if hasattr(self, name):
             delattr(self, name)
@@ -160,9 +160,6 @@ class CSCConv2d(LearnedDictionary):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The code of x. Pixels where the mask, bool or floating, is zero are unknown; it broadcasts against x."""
-        if isinstance(x, torch.fx.Proxy):  # A leaf of the graph, as convolutions are.
-            arguments = (x,) if mask is None else (x, mask)
-            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), arguments, {})
         checks.check_tensor("x", x, (3, 4))
         if x.shape[-3] != self.in_channels:
             raise ValueError(
@@ -176,7 +173,8 @@ class CSCConv2d(LearnedDictionary):
             if mask is not None and mask.dim() >= 3 and mask.shape[-3] == self.in_channels:
                 mask = torch.cat([mask] * self.n_dict, dim=-3)
         dictionary = self.dictionary()
-        checks.check_same_kind("x", x, dictionary, autocast=True, than="the weight")
+        if x.dtype is not dictionary.dtype or x.device != dictionary.device:
+            checks.check_same_kind("x", x, dictionary, autocast=True, than="the weight")
         # Raised here and not by the power iteration, which would see the sizes first.
         size = x.shape[-2], x.shape[-1]
         if min(code_size(size, self.kernel_size, self.stride, self._pads)) < 1:
@@ -215,7 +213,7 @@ class CSCConv2d(LearnedDictionary):
         checks.check_tensor("z", z, (3, 4))
         if z.shape[-3] != self.out_channels:
             raise ValueError(f"the layer has {self.out_channels} atoms, z has shape {tuple(z.shape)}")
-        if 0 in z.shape[-2:]:
+        if any(isinstance(length, int) and length == 0 for length in z.shape[-2:]):
             raise ValueError(f"z must have rows and columns, got shape {tuple(z.shape)}")
         top, bottom, left, right = self._pads
         smallest = (

@@ -231,6 +231,7 @@ ROWS |= {
     "reconstruct atoms": (given(reconstruct, Z[:, :3]), ValueError, ("4 atoms", "(2, 3, 8, 8)")),
     "reconstruct dtype": (given(reconstruct, Z.double()), TypeError, ("z is torch.float64", "the weight is")),
     "reconstruct device": (given(reconstruct, Z.to("meta")), ValueError, ("z is on meta", "the weight is on cpu")),
+    "reconstruct no rows": (given(reconstruct, Z[:, :, :0]), ValueError, ("z must have rows", "(2, 4, 0, 8)")),
     "reconstruct size": (given(reconstruct, Z, (99, 8)), ValueError, ("(2, 4, 8, 8)", "(99, 8)")),
     "reconstruct three": (given(reconstruct, Z, (8, 8, 8)), TypeError, ("size must be", "(8, 8, 8)")),
     "reconstruct floats": (given(reconstruct, Z, (8.0, 8.0)), TypeError, ("size must be", "(8.0, 8.0)")),

@@ -74,20 +74,6 @@ def test_a_loaded_step_size_stays_until_the_weight_changes(refreshes: list[str])
     assert float(layer.step_size) != pytest.approx(0.0123) and len(refreshes) == 1
 
 
-@both_norms
-def test_a_loaded_step_size_stays_where_another_weight_was_called_with(
-    refreshes: list[str], normalize: str
-) -> None:
-    layer = CSCConv2d(3, 8, 3, padding=1, normalize=normalize).eval()
-    layer.load_state_dict({"weight": layer.dictionary().detach().clone(), "step_size": torch.tensor(0.0123)})
-    x = image(layer)
-    refreshes.clear()
-    torch.func.functional_call(layer, {"weight": torch.randn(8, 3, 3, 3)}, x)
-    assert len(refreshes) == 1
-    layer(x)
-    assert float(layer.step_size) == pytest.approx(0.0123) and len(refreshes) == 1
-
-
 def test_a_shallow_copy_has_its_own_lmbda() -> None:
     layer = CSCConv2d(3, 8, 3, padding=1, lmbda=0.1).eval()
     x = image(layer)

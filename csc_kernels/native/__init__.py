@@ -76,19 +76,24 @@ def fista_step_backward(grad_z_next, grad_y_next, z_next, x, z, y, dictionary, *
     return _kernels(dictionary).fista_step_backward(grad_z_next, grad_y_next, z_next, x, z, y, dictionary, *options)
 
 
-def _solvers(dictionary: Tensor, n_iter: int) -> ModuleType:
-    return _kernels(dictionary) if n_iter <= stem.STEPS else wide
-
-
 def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, *options):
-    compute = _solvers(dictionary, n_iter).fista
-    return compute(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, *options)
+    arguments = (x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, *options)
+    if n_iter <= stem.STEPS or not stem.serves(dictionary):
+        return _kernels(dictionary).fista(*arguments)
+    return tuple(tensor.to(x.dtype) for tensor in wide.fista(*map(_in_float32, arguments)))
 
 
 def fista_backward(
     grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, *options
 ):  # fmt: skip
-    compute = _solvers(dictionary, n_iter).fista_backward
-    return compute(
-        grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, *options
-    )  # fmt: skip
+    arguments = (grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, *options)
+    if n_iter <= stem.STEPS or not stem.serves(dictionary):
+        return _kernels(dictionary).fista_backward(*arguments)
+    found = wide.fista_backward(*map(_in_float32, arguments))
+    targets = (x, dictionary, lmbda, mu, step_size, z0, mask)
+    return [g if g is None else g.to(target.dtype) for g, target in zip(found, targets)]
+
+
+def _in_float32(value: Any) -> Any:
+    """What a stem's kernels compute in, whatever they read and write."""
+    return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value

@@ -17,8 +17,9 @@ from .paths import takes_pairs
 # Limits of the kernels: registers for one vector per channel, kernel rows on the stack.
 CHANNELS = 4
 KERNEL_ROWS = 32
-# Steps of a solve follow each other down the image, each called by the next: 1.5 KB of the stack a step.
-STEPS = 256
+# Steps of a solve follow each other down the image, each called by the next: up to 1.5 KB of the stack a step, of
+# which threads have 2 MiB at least where nobody chose less.
+STEPS = 1000
 
 # Products between two looks for Ctrl-C, which Python notices between calls: about two seconds of two cores.
 INTERRUPTIBLE = 5e10

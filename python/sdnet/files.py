@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,13 +55,16 @@ def files_written_aside(folder: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {folder}: {error}") from error
 
 
-def remove_leftovers(folder: Path) -> None:
-    """What a process that was killed had begun to write aside in a folder that is this one's alone."""
+def remove_leftovers(folder: Path, files: Sequence[str], folders: Sequence[str]) -> None:
+    """What killed processes had begun to write aside for these names, where nobody else writes them."""
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\.\w+\.\d+\.\w+", path.name):
-            path.unlink(missing_ok=True)
-        elif re.fullmatch(r"\.\w+\.\w{8}", path.name) and path.is_dir():  # As TemporaryDirectory names them.
-            shutil.rmtree(path, ignore_errors=True)
+        for name in map(Path, files):
+            if path.is_file() and re.fullmatch(rf"\.{name.stem}\.\d+\{name.suffix}", path.name):
+                path.unlink(missing_ok=True)
+        for name in folders:
+            # As TemporaryDirectory chooses them.
+            if path.is_dir() and re.fullmatch(rf"\.{name}\.[a-z0-9_]{{8}}", path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _put(aside: Path, path: Path) -> None:

@@ -35,9 +35,9 @@ def replace_convs(
     """Turn convolutions into CSC layers, in place, with their weights as first dictionaries.
 
     The atoms are the weight's filters scaled to unit norm. What CSC layers do not have is left as it is, with
-    the reason in the table: groups, dilation, other padding modes than zeros, hooks, filters of zeros. A bias is
-    kept behind the code, and convolutions that share a weight still do. A code is kept for the backward, so that
-    modules that would change it in place get inplace=False.
+    the reason in the table: groups, dilation, other padding modes than zeros, hooks, weights of zeros. A bias is
+    kept behind the code, and convolutions that share a weight still do. A code is kept for the backward, which no
+    module may change in place: all of the model that have inplace=True get False.
 
     Args:
         model: any module but a convolution itself.
@@ -82,8 +82,8 @@ def replace_convs(
         done.append(Replacement(name, tuple(conv.weight.shape), reason))
     for name, layer in places.items():
         model.set_submodule(name, layer)
-    for module in model.modules():
-        if places and getattr(module, "inplace", False) is True:
+    for module in model.modules() if places else ():
+        if getattr(module, "inplace", False) is True and not isinstance(module, torch.jit.ScriptModule):
             module.inplace = False
     if show:
         Console().print(_table(done))
@@ -103,9 +103,16 @@ def _unsupported(conv: nn.Conv2d) -> str | None:
         return "has hooks"
     if not conv.weight.is_floating_point():
         return f"is of {conv.weight.dtype}"
-    if not conv.weight.is_meta and not conv.weight.flatten(1).any(1).all():
-        return "has filters of zeros"  # Whose direction nothing could learn.
+    if _is_zero(conv.weight):
+        return "is zero, which has no direction"
     return None
+
+
+def _is_zero(weight: torch.Tensor) -> bool:
+    try:
+        return not weight.any()
+    except RuntimeError:  # On meta, or of a fake, there are no numbers.
+        return False
 
 
 class ChannelBias(nn.Module):

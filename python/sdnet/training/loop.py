@@ -117,7 +117,7 @@ class Run:
             self._restore(out / "last.ckpt")
         self.records = None
         if fabric.is_global_zero:
-            remove_leftovers(out)
+            remove_leftovers(out, ("last.ckpt", "best.ckpt", "failed.ckpt", "log.csv"), ("model",))
             self.records = Records(out, self.step)
 
     @property
@@ -159,6 +159,8 @@ class Run:
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, RuntimeError) and "state_dict" not in str(error):
+                raise  # No memory, or a process that has gone.
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{path} does not fit: {reason}. Remove it to start again") from None
         if self.average is not None:
@@ -204,6 +206,8 @@ class Run:
                 try:
                     numbers |= self._evaluate()
                 except DIVERGED as error:
+                    if self.fabric.world_size > 1:  # The others may be waiting elsewhere.
+                        raise
                     self._stop(str(error).rstrip("."))
                 if not math.isfinite(numbers["test_loss"]):
                     self._stop(f"the test loss is {numbers['test_loss']}")
@@ -261,7 +265,7 @@ class Run:
             loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
             value = loss.item()
         except DIVERGED as error:
-            if self.step == 0:  # Nothing has been learned that could be wrong.
+            if self.step == 0 and self.fabric.world_size == 1:  # Nothing has been learned that could be wrong.
                 raise UserError(f"{self.recipe.model.name} does not take these pictures: {error}") from None
             reason = str(error).rstrip(".")
         if self.fabric.world_size > 1:
