@@ -233,6 +233,9 @@ def main(
     if peak:
         return print_peak(*peak.split("/"))
     choose_allocator(allocator)
+    unknown = sorted(set(only or ()) - set(CASES))
+    if unknown:
+        raise typer.BadParameter(f"no case {', '.join(unknown)}; there is {', '.join(CASES)}", param_hint="--only")
     for name in ["pairs"] if quick else only or CASES:
         console.print(sizes(CASES[name]))
         for one in mode or MODES:

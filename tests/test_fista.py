@@ -62,6 +62,14 @@ def test_many_steps_fit_on_a_small_stack(backend: str, n_iter: int) -> None:
         threading.stack_size(size)
 
 
+@pytest.mark.parametrize("channels", (3, 16))
+def test_a_step_size_beyond_float32_gives_nan_and_no_error(backend: str, channels: int) -> None:
+    x, d = torch.randn(1, channels, 8, 8, requires_grad=True), 1e-20 * torch.randn(8, channels, 3, 3)
+    z = csc.fista(x, d, 1e-21, 1e39, 2, padding=1)
+    (gradient,) = torch.autograd.grad(z.sum(), x)
+    assert z.isnan().any() and gradient.isnan().all()
+
+
 def test_many_steps_in_bfloat16_are_as_precise_as_few() -> None:
     problem = random_problem(
         dtype=torch.bfloat16, channels=3, atoms=4, size=(9, 8), padding=1, n_iter=stem.STEPS + 1, lmbda=0.05

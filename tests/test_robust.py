@@ -323,6 +323,20 @@ def test_only_the_last_weights_rows_are_shown() -> None:
     assert latest(rows) == rows[1:]
 
 
+def test_rows_of_other_pictures_and_of_another_source_are_not_shown() -> None:
+    common = {"model": "a", "weights": "1", "pictures": "5"}
+    rows = [
+        common | {"data": data, "source": source}
+        for data, source in (
+            ("x", "clean"), ("y", "clean"), ("y", "CIFAR-10-C files"), ("y", "regenerated, seed 0"),
+            ("y", "regenerated, seed 1"),
+        )
+    ]  # fmt: skip
+    assert latest(rows) == [rows[1], *rows[3:]]
+    attacks = [common | {"defence": "d", "data": data} for data in "xyxy"]
+    assert latest(attacks) == attacks[1::2]
+
+
 def test_seeds_of_the_noise_are_averaged() -> None:
     rows = rows_of({0.1: 0.4, 0.2: 0.6}, 0.5, 0.3) + rows_of({0.1: 0.2, 0.2: 0.8}, 0.7, 0.1)
     (curve, other) = curves.curves(rows)

@@ -188,7 +188,8 @@ class Backward:
             if self.grad_x is None:
                 self.grad_x = picture.mul_(-self.t)
             else:
-                self.grad_x.add_(picture, alpha=-self.t)
+                # Of a larger number add_ makes an error, not infinity.
+                self.grad_x.add_(picture, alpha=-min(self.t, torch.finfo(torch.float32).max))
         return grad_base, grad_point
 
     def gradients(self, dictionary: Tensor) -> list[Tensor | None]:

@@ -47,7 +47,7 @@ def demo(
     iterations: Annotated[int, typer.Option(help="FISTA iterations per picture.", min=1)] = 40,
     steps: Annotated[int, typer.Option(help="Steps of Adam for the dictionary.", min=0)] = 120,
     threads: Annotated[int | None, typer.Option(help="Threads of PyTorch; its own choice without.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Of the dictionary and the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the dictionary and the noise.", min=0, max=2**63 - 2)] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Small pictures and few steps, for tests.")] = False,
 ) -> None:
     """Learn a dictionary from photographs, code them, take noise off one, and time the layer."""

@@ -124,6 +124,10 @@ def register(app: typer.Typer, interruptible) -> None:
         with user_errors(interruptible):
             from .page import write_page
 
+            if out.suffix.lower() not in (".html", ".htm"):
+                raise ValueError(f"--out is a page and must end in .html, got {out}")
+            if results is not None and not results.is_dir():
+                raise ValueError(f"--results {results} is no folder")
             write_page(out, model, results, data, root, pictures)
             typer.echo(f"written: {out}")
 

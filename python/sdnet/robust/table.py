@@ -68,13 +68,20 @@ def read(path: Path) -> list[Row]:
 
 
 def latest(rows: Sequence[Row]) -> list[Row]:
-    """The rows of each model and defence that have the weights and the number of pictures of its last row."""
+    """The rows of each model and defence that have the weights, pictures and source of noise of its last."""
 
     def kind(row: Row) -> tuple[str, str]:
         return row["model"], row.get("defence", "")
 
-    last = {kind(row): (row["weights"], row.get("pictures")) for row in rows}
-    return [row for row in rows if (row["weights"], row.get("pictures")) == last[kind(row)]]
+    def seen(row: Row) -> tuple[str | None, ...]:
+        return row["weights"], row.get("pictures"), row.get("data")
+
+    def source(row: Row) -> str:
+        return row.get("source", "clean").partition(",")[0]
+
+    last = {kind(row): seen(row) for row in rows}
+    noise = {kind(row): source(row) for row in rows if source(row) != "clean"}
+    return [row for row in rows if seen(row) == last[kind(row)] and source(row) in ("clean", noise.get(kind(row)))]
 
 
 def text(value: object) -> str:
