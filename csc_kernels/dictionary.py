@@ -267,12 +267,12 @@ class LearnedDictionary(nn.Module):
     def _bring_up_to_date(self) -> None:
         if self._current():
             return
-        unmarked = self._step_of is None
+        unmarked = self._step_of is None and not torch.compiler.is_compiling()
+        by_graph = unmarked and bool(torch.isfinite(self.step_size))
         with torch.no_grad():
             self._refresh_step(self._normalized(), self.step_size_of)
-        if unmarked and not torch.compiler.is_compiling():
-            # A mark would be news to a compiled training, which would be compiled again for it.
-            self._step_of, self.step_size_of = None, None
+        if by_graph:  # A mark would be news to the compiled training, which would be compiled again for it.
+            self._step_of = None
 
     # Copies, loads and moves give the weight a new identity; what was current before is current after.
 
