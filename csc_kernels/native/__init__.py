@@ -76,9 +76,14 @@ def fista_step_backward(grad_z_next, grad_y_next, z_next, x, z, y, dictionary, *
     return _kernels(dictionary).fista_step_backward(grad_z_next, grad_y_next, z_next, x, z, y, dictionary, *options)
 
 
+def _fills_the_stack(dictionary: Tensor, n_iter: int) -> bool:
+    """Whether a stem's solve is too long for its kernels, and is taken step by step instead."""
+    return n_iter > stem.STEPS and stem.serves(dictionary)
+
+
 def fista(x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, *options):
     arguments = (x, dictionary, lmbda, mu, step_size, z0, mask, n_iter, *options)
-    if n_iter <= stem.STEPS or not stem.serves(dictionary):
+    if not _fills_the_stack(dictionary, n_iter):
         return _kernels(dictionary).fista(*arguments)
     return tuple(tensor.to(x.dtype) for tensor in wide.fista(*map(_in_float32, arguments)))
 
@@ -87,7 +92,7 @@ def fista_backward(
     grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, *options
 ):  # fmt: skip
     arguments = (grad, x, dictionary, lmbda, mu, step_size, z0, mask, z, codes, residuals, n_iter, *options)
-    if n_iter <= stem.STEPS or not stem.serves(dictionary):
+    if not _fills_the_stack(dictionary, n_iter):
         return _kernels(dictionary).fista_backward(*arguments)
     found = wide.fista_backward(*map(_in_float32, arguments))
     targets = (x, dictionary, lmbda, mu, step_size, z0, mask)

@@ -97,12 +97,12 @@ def show(
     """One HTML page: dictionary, most active atoms, histograms, sparsity and what the codes describe."""
     with interruptible():
         from .errors import UserError
+        from .files import check_page
         from .pretrained import load_model
         from .reading.pictures import few_pictures
         from .reading.report import write_report
 
-        if out.suffix.lower() not in (".html", ".htm"):
-            raise UserError(f"--out is a page and must end in .html, got {out}")
+        check_page(out)
         try:
             write_report(out, load_model(model), few_pictures(pictures), model, figures)
         except ValueError as error:

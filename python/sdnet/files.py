@@ -15,6 +15,12 @@ from safetensors import SafetensorError
 from .errors import UserError
 
 
+def check_page(out: Path) -> None:
+    """Raises UserError where a page would not end in .html."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out is a page and must end in .html, got {out}")
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; it becomes `path` when the block ends well, and else it goes.

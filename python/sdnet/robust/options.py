@@ -122,10 +122,10 @@ def register(app: typer.Typer, interruptible) -> None:
     ) -> None:
         """One HTML page: accuracy, noise, attacks, certified radius, dictionary and what the codes describe."""
         with user_errors(interruptible):
+            from ..files import check_page
             from .page import write_page
 
-            if out.suffix.lower() not in (".html", ".htm"):
-                raise ValueError(f"--out is a page and must end in .html, got {out}")
+            check_page(out)
             if results is not None and not results.is_dir():
                 raise ValueError(f"--results {results} is no folder")
             write_page(out, model, results, data, root, pictures)
