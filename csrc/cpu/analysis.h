@@ -163,24 +163,45 @@ static inline void finish_rows(const Rows<V, Together>& rows, Vec (&sums)[A][V])
       }
     return;
   }
+  constexpr int kPlaces = V / Together;
   if (rows.has_base) {
+    const float* base[kPlaces];
+#pragma GCC unroll 8
+    for (int place = 0; place < kPlaces; ++place) base[place] = rows.base[place];
 #pragma GCC unroll 8
     for (int a = 0; a < A; ++a) {
       const Vec threshold = splat(rows.threshold[a]);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sums[a][v] = sums[a][v] + rows.base_at(a, v) - threshold;
+      for (int place = 0; place < kPlaces; ++place) {
+#pragma GCC unroll 8
+        for (int t = 0; t < Together; ++t) {
+          Vec& sum = sums[a][place * Together + t];
+          sum = sum + load(base[place] + t * kLanes) - threshold;
+        }
+        base[place] += rows.base_stride;
+        hold(base[place]);
+      }
     }
   }
+  float* code[kPlaces];
 #pragma GCC unroll 8
-  for (int a = 0; a < A; ++a)
+  for (int place = 0; place < kPlaces; ++place) code[place] = rows.code[place];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      float* to = rows.code_at(a, v);
-      if (rows.stream)
-        stream(to, positive_part(sums[a][v]));
-      else
-        store(to, positive_part(sums[a][v]));
+  for (int a = 0; a < A; ++a) {
+#pragma GCC unroll 8
+    for (int place = 0; place < kPlaces; ++place) {
+#pragma GCC unroll 8
+      for (int t = 0; t < Together; ++t) {
+        const Vec value = positive_part(sums[a][place * Together + t]);
+        if (rows.stream)
+          stream(code[place] + t * kLanes, value);
+        else
+          store(code[place] + t * kLanes, value);
+      }
+      code[place] += rows.code_stride;
+      hold(code[place]);
     }
+  }
 }
 
 // Any epilogue, `below` rows below the positions.
@@ -217,9 +238,11 @@ struct Taps {
   const int* offsets;
 };
 
-// sums[a][v] += weights[a] * the pixels of vector v at a tap.
+// sums[a][v] += weights[a] * the pixels of vector v at a tap; or = where sums begin with it.
 template <int A, int V>
-static inline void add_product(int offset, const float* const (&pixels)[V], const float*& weights, Vec (&sums)[A][V]) {
+static inline __attribute__((always_inline)) void add_product(int offset, const float* const (&pixels)[V],
+                                                              const float*& weights, Vec (&sums)[A][V],
+                                                              bool begins = false) {
   Vec x[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
@@ -230,7 +253,7 @@ static inline void add_product(int offset, const float* const (&pixels)[V], cons
   for (int a = 0; a < A; ++a) {
     const Vec w = splat(weights[a]);
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sums[a][v] += w * x[v];
+    for (int v = 0; v < V; ++v) sums[a][v] = begins ? w * x[v] : sums[a][v] + w * x[v];
   }
   weights += A;
 }
@@ -250,14 +273,15 @@ static inline void clear(Vec (&sums)[A][V]) {
     for (int v = 0; v < V; ++v) sums[a][v] = Vec{};
 }
 
+// `share` of what sums begin with.
 template <int A, int V>
-static inline void start(const AnalysisEpilogue& e, int atom, Vec (&sums)[A][V]) {
+static inline void start(const AnalysisEpilogue& e, int atom, Vec (&sums)[A][V], float share = 1) {
   clear(sums);
   if (!starts_below(e)) return;
 #pragma GCC unroll 8
   for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sums[a][v] = Vec{} - e.threshold[atom + a];
+    for (int v = 0; v < V; ++v) sums[a][v] = Vec{} - share * e.threshold[atom + a];
 }
 
 // A atoms x V vectors in registers; the sum runs over kernel rows, then channels, phases and columns.

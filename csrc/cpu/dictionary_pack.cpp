@@ -228,9 +228,11 @@ void DictionaryPack::pack_tiles(float scale, const Kernels& kernels) {
     for (int product = 0; product < per_row; ++product) {
       const int half = product / (2 * channels_), m = product / 2 % channels_;
       combine_columns(&combined[m * 3 * atoms_], kTileFilters[2 * half + product % 2], 0, 1, weights.data());
-      packed.add(weights.data());
       float* to = &tile_spread_[static_cast<size_t>(row) * atoms_ * per_row + product];
       for (int k = 0; k < atoms_; ++k) to[k * per_row] = static_cast<float>(-weights[k]);
+      if (row < 2)  // Sums and differences of rows: see tile_analysis.h.
+        for (double& weight : weights) weight /= 2;
+      packed.add(weights.data());
     }
   }
   const double most = packed.most();

@@ -17,106 +17,97 @@ template <int M, int A, int V>
 struct TileProducts {
   const float *pixels[V], *weights;
 
-  // Adds half of a row kind: sums and differences, or uppers and lowers.
+  // Adds half of a row kind: sums and differences, or uppers and lowers. What begins with them is not read.
+  template <bool BeginsEven = false, bool BeginsOdd = false>
   inline __attribute__((always_inline)) void add_half(Vec (&even)[A][V], Vec (&odd)[A][V]) {
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      add_product<A, V>(0, pixels, weights, even);
-      add_product<A, V>(kLanes, pixels, weights, odd);
+      add_product<A, V>(0, pixels, weights, even, BeginsEven && m == 0);
+      add_product<A, V>(kLanes, pixels, weights, odd, BeginsOdd && m == 0);
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) pixels[v] += 2 * kLanes;
     }
   }
 
-  // Adds a row kind to sums that hold nothing but what all columns share.
-  inline __attribute__((always_inline)) void add_first(Vec (&even)[A][V], Vec (&odd)[A][V]) {
-    add_half(even, odd);
+  // Adds a row kind to half of the sum and of the difference of what even and odd columns have.
+  template <bool BeginsEven = false, bool BeginsOdd = false>
+  inline __attribute__((always_inline)) void add(Vec (&even)[A][V], Vec (&odd)[A][V]) {
+    add_half<BeginsEven, BeginsOdd>(even, odd);
     each_sum<A, V>([&](int a, int v) { add_and_subtract(even[a][v], odd[a][v]); });
-    add_half(even, odd);
-  }
-
-  // Adds a row kind to any.
-  inline __attribute__((always_inline)) void add_more(Vec (&even)[A][V], Vec (&odd)[A][V]) {
-    Vec sums[A][V], differences[A][V];
-    clear(sums);
-    clear(differences);
-    add_half(sums, differences);
-    each_sum<A, V>([&](int a, int v) {
-      even[a][v] += sums[a][v] + differences[a][v];
-      odd[a][v] += sums[a][v] - differences[a][v];
-    });
     add_half(even, odd);
   }
 };
 
-// A atoms x V vectors of tiles of M channels at a time.
+// A atoms x V vectors of tiles of M channels at a time: of the positions from `first` on, the atoms from `atom` on.
+// Sums and differences of rows come first. Their weights are halved, since what they add to both columns is added and
+// subtracted once more before the upper and the lower row's own products.
 template <int M, int A, int V>
-static void tile_positions(const AnalysisBlock& b, const TilePositions& positions, int from, int atom,
-                           const float* const weights) {
+static void tile_positions(const AnalysisBlock& b, const TilePositions& positions, int first, int atom,
+                           const float* weights) {
   const AnalysisEpilogue& e = b.epilogue;
-  const bool usual = is_usual(e);
-  Rows<2 * V, 2> rows(e, atom);
-  for (; from + V <= positions.count; from += V) {
-    TileProducts<M, A, V> products{{}, weights};
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      products.pixels[v] = positions.products[from + v];
-      rows.place(v, positions.code[from + v], positions.base[from + v], positions.support[from + v]);
-    }
-    const auto finish_row = [&](int below, const Vec(&even)[A][V], const Vec(&odd)[A][V])
-                                __attribute__((always_inline)) {
-                                  Vec sums[A][2 * V];
-                                  each_sum<A, V>([&](int a, int v) {
-                                    sums[a][2 * v] = low_columns(even[a][v], odd[a][v]);
-                                    sums[a][2 * v + 1] = high_columns(even[a][v], odd[a][v]);
-                                  });
-                                  if (usual) {
-                                    keep_codes(positions.at + 2 * from, sums);
-                                    finish_rows(rows, sums);
-                                  } else {
-                                    finish_any<A, 2 * V>(e, positions.at + 2 * from, below, atom, sums);
-                                  }
-                                  rows.next();
-                                };
-    alignas(kLanes * 4) float waiting[2][A][V][kLanes];
-    Vec even[A][V], odd[A][V];
-    {
-      Vec lower_even[A][V], lower_odd[A][V];
-      start(e, atom, even);
-      clear(odd);
-      products.add_first(even, odd);
-      clear(lower_even);
-      clear(lower_odd);
-      products.add_first(lower_even, lower_odd);
-      each_sum<A, V>([&](int a, int v) {
-        add_and_subtract(even[a][v], lower_even[a][v]);
-        add_and_subtract(odd[a][v], lower_odd[a][v]);
-        store(waiting[0][a][v], lower_even[a][v]);
-        store(waiting[1][a][v], lower_odd[a][v]);
-      });
-    }
-    products.add_more(even, odd);
-    finish_row(0, even, odd);
-    each_sum<A, V>([&](int a, int v) {
-      even[a][v] = load(waiting[0][a][v]);
-      odd[a][v] = load(waiting[1][a][v]);
-    });
-    products.add_more(even, odd);
-    finish_row(1, even, odd);
-  }
+  const bool usual = is_usual(e), whole = b.shape.code_width % kTileColumns == 0;
   if constexpr (V > 1) {
-    if (from < positions.count) tile_positions<M, A, V / 2>(b, positions, from, atom, weights);
+    const int left = (positions.count - first) % V;
+    if (left) tile_positions<M, A, V / 2>(b, positions, positions.count - left, atom, weights);
+  }
+  for (; atom + A <= b.shape.atoms; atom += A, weights += A * 16 * M) {
+    for (int from = first; from + V <= positions.count; from += V) {
+      Rows<2 * V, 2> rows(e, atom);
+      TileProducts<M, A, V> products{{}, weights};
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        products.pixels[v] = positions.products[from + v];
+        rows.place(v, positions.code[from + v], positions.base[from + v], positions.support[from + v]);
+      }
+      const auto finish_row = [&](int below, const Vec(&even)[A][V], const Vec(&odd)[A][V])
+                                  __attribute__((always_inline)) {
+                                    Vec sums[A][2 * V];
+                                    each_sum<A, V>([&](int a, int v) {
+                                      sums[a][2 * v] = low_columns(even[a][v], odd[a][v]);
+                                      sums[a][2 * v + 1] = high_columns(even[a][v], odd[a][v]);
+                                    });
+                                    if (usual) {
+                                      if (!whole) keep_codes(positions.at + 2 * from, sums);
+                                      finish_rows(rows, sums);
+                                    } else {
+                                      finish_any<A, 2 * V>(e, positions.at + 2 * from, below, atom, sums);
+                                    }
+                                    rows.next();
+                                  };
+      alignas(kLanes * 4) float waiting[2][A][V][kLanes];
+      Vec even[A][V], odd[A][V];
+      {
+        Vec lower_even[A][V], lower_odd[A][V];
+        start(e, atom, even, 0.5f);
+        products.template add<false, true>(even, odd);
+        products.template add<true, true>(lower_even, lower_odd);
+        each_sum<A, V>([&](int a, int v) {
+          add_and_subtract(even[a][v], lower_even[a][v]);
+          add_and_subtract(odd[a][v], lower_odd[a][v]);
+          add_and_subtract(even[a][v], odd[a][v]);
+          add_and_subtract(lower_even[a][v], lower_odd[a][v]);
+          store(waiting[0][a][v], lower_even[a][v]);
+          store(waiting[1][a][v], lower_odd[a][v]);
+        });
+      }
+      products.add(even, odd);
+      finish_row(0, even, odd);
+      each_sum<A, V>([&](int a, int v) {
+        even[a][v] = load(waiting[0][a][v]);
+        odd[a][v] = load(waiting[1][a][v]);
+      });
+      products.add(even, odd);
+      finish_row(1, even, odd);
+    }
   }
 }
 
 template <int M>
 static void tile_atoms(const AnalysisBlock& b, const TilePositions& at) {
   const float* weights = b.dictionary.tiles.analysis;
-  constexpr int per_atom = 16 * M;
-  int atom = 0;
-  for (; atom + kTileAtoms <= b.shape.atoms; atom += kTileAtoms, weights += kTileAtoms * per_atom)
-    tile_positions<M, kTileAtoms, kTileVectors>(b, at, 0, atom, weights);
-  for (; atom < b.shape.atoms; ++atom, weights += per_atom) tile_positions<M, 1, kLoneVectors>(b, at, 0, atom, weights);
+  const int atom = b.shape.atoms / kTileAtoms * kTileAtoms;
+  tile_positions<M, kTileAtoms, kTileVectors>(b, at, 0, 0, weights);
+  tile_positions<M, 1, kLoneVectors>(b, at, 0, atom, weights + atom * 16 * M);
 }
 
 template <int M>

@@ -9,6 +9,12 @@ struct TileLine {
   const float *pixels, *code, *other;
 };
 
+// What a vector of tiles reads of a code row is one cache line, or two.
+static inline void prefetch_tile(const float* codes) {
+  prefetch(codes);
+  if (kLanes == 16) prefetch(codes + kLanes);
+}
+
 // Adds one row kind of A atoms.
 template <int A, int M, Codes Kind>
 static __attribute__((noinline)) void tile_products(const CorrelationBlock& b, const TileLine* line,
@@ -28,12 +34,8 @@ static __attribute__((noinline)) void tile_products(const CorrelationBlock& b, c
       for (int a = 0; a < A; ++a) {
         const float *upper = code + a * stride, *lower = other + a * stride;
         Vec low = codes_of<Kind>(upper, lower, 1), high = codes_of<Kind>(upper + kLanes, lower + kLanes, 1);
-        prefetch(upper + ahead);
-        prefetch(upper + ahead + kLanes);
-        if (Kind != Codes::first) {
-          prefetch(lower + ahead);
-          prefetch(lower + ahead + kLanes);
-        }
+        prefetch_tile(upper + ahead);
+        if (Kind != Codes::first) prefetch_tile(lower + ahead);
         hold(low);
         hold(high);
         even[a] = even_columns(low, high);
@@ -45,7 +47,7 @@ static __attribute__((noinline)) void tile_products(const CorrelationBlock& b, c
 #pragma GCC unroll 16
         for (int product = 2 * M * half; product < 2 * M * (half + 1); ++product) {
           Vec x = load(pixels + product * kLanes);
-          hold(x);
+          if (A > 1) hold(x);  // Else it is read by its product.
 #pragma GCC unroll 16
           for (int a = 0; a < A; ++a) sums[product][a] += (product % 2 ? odd[a] : even[a]) * x;
         }

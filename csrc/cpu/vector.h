@@ -59,6 +59,12 @@ static inline void hold(Vec& value) {
 #endif
 }
 
+// The same for an address, where the compiler would rather keep the first and what each is away from it.
+template <typename T>
+static inline void hold(T*& address) {
+  asm("" : "+r"(address));
+}
+
 // With AVX-512 any unaligned vector crosses a cache line, which costs several loads: it is put together from two.
 constexpr bool kShifts = kLanes == 16;
 
