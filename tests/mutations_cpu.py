@@ -270,10 +270,10 @@ MUTATIONS: dict[str, Table] = {
     "tile_analysis.h": (
         TILES,
         [
-            ("BeginsEven <<&& m == 0>>);", ""),
-            ("BeginsOdd <<&& m == 0>>);", ""),
+            ("weights, even, <<BeginsEven && m == 0>>);", "BeginsEven"),
+            ("weights, odd, <<BeginsOdd && m == 0>>);", "BeginsOdd"),
             ("start(e, atom, even, <<0.5f>>)", "1"),
-            ("add_and_subtract(<<lower_even[a][v], lower_odd[a][v]>>)", "lower_odd[a][v], lower_even[a][v]"),
+            ("add_and_subtract(<<lower_even[a][v]>>, lower_odd[a][v])", "lower_odd[a][v]"),
             ("if (<<!whole>>) keep_codes", "false"),
             ("products.pixels[v] = <<positions.products[from + v]>>", "positions.products[from]"),
             ("keep_codes(positions.at + <<2 * from>>, sums)", "0"),
