@@ -281,7 +281,7 @@ MUTATIONS: dict[str, Table] = {
             (", <<below>>, atom, sums)", "0"),
             ("odd[a][v] = <<load(waiting[1][a][v])>>", "odd[a][v]"),
             ("if (<<left>>) tile_positions", "false"),
-            ("(b, positions, <<positions.count - left>>, atom, weights)", "first"),
+            ("from = first; <<from + V <= positions.count>>; from", "from + 2 * V <= positions.count"),
             ("weights + <<atom * 16 * M>>)", "0"),
             ("if (<<row + 1 == end>> || !combine_tiles", "false"),
             ("std::clamp(<<b.shape.code_width - first>>, 0, kLanes)", "kLanes"),
