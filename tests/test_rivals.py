@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ for package in ("huggingface_hub", "timm", "torchdeq", "torchvision"):
     pytest.importorskip(package)
 
 from sdnet.models import mdeq  # noqa: E402
-from sdnet.models.scn import PatchCoding, nonnegative_code, scn, solve_on_support  # noqa: E402
+from sdnet.models.scn import PatchCoding, multiply, nonnegative_code, scn, solve_on_support  # noqa: E402
 from settled import images  # noqa: E402
 from torchdeq import get_deq  # noqa: E402
 
@@ -115,6 +117,26 @@ def test_scns_codes_meet_the_optimality_condition() -> None:
     code = codes(y, dictionary, lmbda)
     slope = (code @ dictionary - y) @ dictionary.T + lmbda
     assert (code >= 0).all() and (slope > -1e-3).all() and (slope[code > 0].abs() < 1e-3).all()
+
+
+@pytest.mark.parametrize("count", [0, 5, 16, 48])
+def test_scns_products_are_those_of_matrices(count: int) -> None:
+    rows, matrix = torch.randn(count, 12), torch.randn(12, 12)
+    torch.testing.assert_close(multiply(rows, matrix), rows @ matrix)
+
+
+def test_scns_codes_and_gradients_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """37 patches at once, by a product, and in blocks of 16, 16 and 5, the first two by a convolution."""
+    y, dictionary, lmbda = problem()
+    inputs = (torch.cat([y, -y, y.flip(1), 2 * y, y.roll(1, 1), y.square(), y[:1]]), dictionary, lmbda)
+    for tensor in inputs:
+        tensor.requires_grad_()
+    whole = codes(*inputs)
+    expected = torch.autograd.grad(whole.square().sum(), inputs)
+    monkeypatch.setattr(sys.modules[PatchCoding.__module__], "CACHED", 1)
+    blocks = codes(*inputs)
+    torch.testing.assert_close(blocks, whole)
+    torch.testing.assert_close(torch.autograd.grad(blocks.square().sum(), inputs), expected)
 
 
 def test_scns_gradients_are_those_of_finite_differences() -> None:
