@@ -2,7 +2,7 @@
 // what the image and what the codes combine to.
 
 // Lines at once: what they combine to in one row stays in a first-level cache, 24 KiB and 3.5 of codes that wait with
-// AVX2, 27 KiB with AVX-512. The more they are, the less often sums are added up.
+// AVX2, 27 KiB and 4 with AVX-512. The more they are, the less often sums are added up.
 constexpr int kLines = kRegisters == 32 ? 16 : kStridedLines;
 
 // Two vectors of the codes of a pair of rows each: [vector][row].
@@ -11,9 +11,8 @@ struct StridedLine {
 };
 
 // The kinds of products of the columns of a combined row, as bits in their order, and how many there are of a channel.
-// 16 registers hold the sums of one kind.
-constexpr int kSteepColumns = 1, kDifferenceColumns = 2, kSumColumns = 4, kUpperColumns = 8, kLowerColumns = 16,
-              kAllColumns = 31;
+// 16 registers hold the sums of one kind, 32 those of two.
+constexpr int kSteepColumns = 1, kDifferenceColumns = 2, kSumColumns = 4, kUpperColumns = 8, kLowerColumns = 16;
 
 constexpr int products_of(int columns) {
   int count = columns & 1;
@@ -38,13 +37,17 @@ static inline __attribute__((always_inline)) void strided_codes(const StridedLin
   }
 }
 
-// Adds some kinds of columns, beside each other, of one combined row of A atoms. codes(line, even, odd)
-// reads theirs.
-template <int A, int M, int Columns, typename CodesOf>
-static inline __attribute__((always_inline)) void strided_sums(const CodesOf& codes, int count, const float* pixels,
-                                                               double* to) {
+// Codes that wait in the first-level cache: [line][even and odd columns][A] vectors.
+template <int A>
+using KeptCodes = float[kLines][2][A][kLanes];
+
+// Adds some kinds of columns, beside each other, of one combined row of A atoms.
+template <int A, int M, int Columns>
+static __attribute__((noinline)) void strided_sums(const KeptCodes<A>& kept, int count, const float* pixels,
+                                                   double* to) {
   constexpr int kSize = kStridedProducts<M>, kSums = M * products_of(Columns);
   constexpr int kLowest = Columns & -Columns, kBegin = M * products_of(kLowest - 1);
+  static_assert((Columns & (Columns + kLowest)) == 0);
   pixels += kBegin * kLanes;
   Vec sums[kSums][A];
 #pragma GCC unroll 32
@@ -53,7 +56,11 @@ static inline __attribute__((always_inline)) void strided_sums(const CodesOf& co
     for (int a = 0; a < A; ++a) sums[i][a] = Vec{};
   for (int line = 0; line < count; ++line, pixels += kSize * kLanes) {
     Vec even[A], odd[A];
-    codes(line, even, odd);
+#pragma GCC unroll 4
+    for (int a = 0; a < A; ++a) {
+      even[a] = load(kept[line][0][a]);
+      odd[a] = load(kept[line][1][a]);
+    }
     const auto add = [&](int columns, const auto& code) __attribute__((always_inline)) {
       if (!(Columns & columns)) return;
       const int first = M * products_of(columns - 1) - kBegin, many = M * products_of(columns);
@@ -80,55 +87,37 @@ static inline __attribute__((always_inline)) void strided_sums(const CodesOf& co
   add_lanes(sums, to + kBegin, kSize);
 }
 
-// Codes that wait in the first-level cache: [line][even and odd columns][A] vectors.
-template <int A>
-using KeptCodes = float[kLines][2][A][kLanes];
-
-template <int A, int M, int Columns>
-static __attribute__((noinline)) void strided_kept(const KeptCodes<A>& kept, int count, const float* pixels,
-                                                   double* to) {
-  const auto codes = [&](int line, Vec(&even)[A], Vec(&odd)[A]) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-    for (int a = 0; a < A; ++a) {
-      even[a] = load(kept[line][0][a]);
-      odd[a] = load(kept[line][1][a]);
-    }
-  };
-  strided_sums<A, M, Columns>(codes, count, pixels, to);
-}
-
 // Adds all columns of one combined row of A atoms.
 template <int A, int M, Codes Kind>
 static __attribute__((noinline)) void strided_products(const CorrelationBlock& b, const StridedLine* lines, int count,
                                                        const float* pixels, int atom, double* to) {
   const int64_t stride = b.code.channel_stride, offset = atom * stride;
   const float part = b.dictionary.pairs.part;
-  const auto codes = [&](int line, Vec(&even)[A], Vec(&odd)[A]) __attribute__((always_inline)) {
+  alignas(kLanes * 4) KeptCodes<A> kept;
+  for (int line = 0; line < count; ++line) {
+    Vec even[A], odd[A];
     strided_codes<A, Kind>(lines[line], part, offset, stride, even, odd);
-  };
-  if constexpr (kRegisters == 32) {
-    strided_sums<A, M, kAllColumns>(codes, count, pixels, to);
-  } else {
-    alignas(kLanes * 4) KeptCodes<A> kept;
-    for (int line = 0; line < count; ++line) {
-      Vec even[A], odd[A];
-      codes(line, even, odd);
 #pragma GCC unroll 4
-      for (int a = 0; a < A; ++a) {
-        store(kept[line][0][a], even[a]);
-        store(kept[line][1][a], odd[a]);
-      }
+    for (int a = 0; a < A; ++a) {
+      store(kept[line][0][a], even[a]);
+      store(kept[line][1][a], odd[a]);
     }
-    strided_kept<A, M, kUpperColumns>(kept, count, pixels, to);
-    strided_kept<A, M, kLowerColumns>(kept, count, pixels, to);
-    strided_kept<A, M, kSteepColumns>(kept, count, pixels, to);
-    strided_kept<A, M, kSumColumns>(kept, count, pixels, to);
-    strided_kept<A, M, kDifferenceColumns>(kept, count, pixels, to);
+  }
+  if constexpr (kRegisters == 32) {
+    strided_sums<A, M, kUpperColumns | kLowerColumns>(kept, count, pixels, to);
+    strided_sums<A, M, kSteepColumns | kDifferenceColumns>(kept, count, pixels, to);
+    strided_sums<A, M, kSumColumns>(kept, count, pixels, to);
+  } else {
+    strided_sums<A, M, kUpperColumns>(kept, count, pixels, to);
+    strided_sums<A, M, kLowerColumns>(kept, count, pixels, to);
+    strided_sums<A, M, kSteepColumns>(kept, count, pixels, to);
+    strided_sums<A, M, kSumColumns>(kept, count, pixels, to);
+    strided_sums<A, M, kDifferenceColumns>(kept, count, pixels, to);
   }
 }
 
 // Atoms at once.
-constexpr int kStridedSums = kRegisters == 32 ? 1 : 2;
+constexpr int kStridedSums = 2;
 
 // One kind of combined rows of all atoms: what the image combines to in one of them stays in the first-level cache.
 template <int M, Codes Kind>
