@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -120,23 +121,34 @@ def test_scns_codes_meet_the_optimality_condition() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 5, 16, 48])
-def test_scns_products_are_those_of_matrices(count: int) -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_scns_products_are_those_of_matrices(count: int, wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    convolved = mock.Mock(wraps=nn.functional.conv2d)
+    monkeypatch.setattr(nn.functional, "conv2d", convolved)
+    monkeypatch.setattr(sys.modules[PatchCoding.__module__], "has_wide_convolutions", lambda rows: wide)
     rows, matrix = torch.randn(count, 12), torch.randn(12, 12)
-    torch.testing.assert_close(multiply(rows, matrix), rows @ matrix)
+    for given in (rows, rows.T.contiguous().T, rows.repeat(1, 2)[:, :12]):
+        torch.testing.assert_close(multiply(given, matrix), rows @ matrix)
+    assert convolved.call_count == (3 if wide and count in (16, 48) else 0)
 
 
-def test_scns_codes_and_gradients_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scns_codes_and_gradients_do_not_depend_on_blocks(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """37 patches at once, by a product, and in blocks of 16, 16 and 5, the first two by a convolution."""
     y, dictionary, lmbda = problem()
-    inputs = (torch.cat([y, -y, y.flip(1), 2 * y, y.roll(1, 1), y.square(), y[:1]]), dictionary, lmbda)
-    for tensor in inputs:
-        tensor.requires_grad_()
+    y = torch.cat([y, -y, y.flip(1), 2 * y, y.roll(1, 1), y.square(), y[:1]])
+    inputs = tuple(tensor.to(dtype).requires_grad_() for tensor in (y, dictionary, lmbda))
     whole = codes(*inputs)
     expected = torch.autograd.grad(whole.square().sum(), inputs)
-    monkeypatch.setattr(sys.modules[PatchCoding.__module__], "CACHED", 1)
+    module = sys.modules[PatchCoding.__module__]
+    monkeypatch.setattr(module, "CACHED", 1)
+    monkeypatch.setattr(module, "has_wide_convolutions", lambda rows: True)
     blocks = codes(*inputs)
-    torch.testing.assert_close(blocks, whole)
-    torch.testing.assert_close(torch.autograd.grad(blocks.square().sum(), inputs), expected)
+    rtol, atol = (1e-9, 1e-9) if dtype == torch.float64 else (1e-3, 1e-4)
+    torch.testing.assert_close(blocks, whole, rtol=rtol, atol=atol)
+    torch.testing.assert_close(torch.autograd.grad(blocks.square().sum(), inputs), expected, rtol=rtol, atol=atol)
 
 
 def test_scns_gradients_are_those_of_finite_differences() -> None:

@@ -152,6 +152,26 @@ def test_products_of_large_atoms_overflow_only_where_they_do_row_by_row(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, equal_nan=True)
 
 
+def test_partial_sums_of_tiles_overflow_only_where_codes_do(backend: str) -> None:
+    """Those of the upper rows are larger than the code of the lower one, which has a pixel that they cancel."""
+    pixel = 1e36
+    largest = torch.finfo(torch.float32).max / pixel
+    x, dictionary = torch.zeros(1, 3, 8, 32), torch.zeros(4, 3, 3, 3)
+    dictionary[:, :, 1, 1], dictionary[:, 0, 0, 0] = 1.04 * largest / 3, 0.15 * largest
+    x[0, :, 3, 17], x[0, 0, 2, 16] = pixel, -pixel
+    options = {"lmbda": 0.0, "step_size": 1.0, "n_iter": 1, "padding": 1, "nonneg": False}
+    found = csc.fista(x, dictionary, **options)
+    with csc.use_backend("reference"):
+        expected = csc.fista(x, dictionary, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, equal_nan=True)
+
+
+def test_a_threshold_that_overflows_leaves_no_code(backend: str) -> None:
+    x, dictionary = torch.randn(1, 3, 8, 32), torch.randn(8, 3, 3, 3)
+    code = csc.fista(x, dictionary, 1e38, step_size=10.0, n_iter=1, padding=1)
+    assert torch.equal(code, torch.zeros(1, 8, 8, 32))
+
+
 def test_a_synthesis_whose_weights_overflow_is_computed_row_by_row(backend: str) -> None:
     """Those of its tiles are 9/4 of the taps at most; times the step size, as the analysis takes them, they fit."""
     dictionary = torch.full((4, 1, 3, 3), 3e38).requires_grad_()

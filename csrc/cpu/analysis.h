@@ -273,15 +273,15 @@ static inline void clear(Vec (&sums)[A][V]) {
     for (int v = 0; v < V; ++v) sums[a][v] = Vec{};
 }
 
-// `share` of what sums begin with.
+// What sums begin with.
 template <int A, int V>
-static inline void start(const AnalysisEpilogue& e, int atom, Vec (&sums)[A][V], float share = 1) {
+static inline void start(const AnalysisEpilogue& e, int atom, Vec (&sums)[A][V]) {
   clear(sums);
   if (!starts_below(e)) return;
 #pragma GCC unroll 8
   for (int a = 0; a < A; ++a)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sums[a][v] = Vec{} - share * e.threshold[atom + a];
+    for (int v = 0; v < V; ++v) sums[a][v] = Vec{} - e.threshold[atom + a];
 }
 
 // A atoms x V vectors in registers; the sum runs over kernel rows, then channels, phases and columns.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "geometry.h"
 
@@ -65,8 +66,8 @@ struct TileWeights {
 // Pairs of code rows whose combined rows an analysis holds at once, and a correlation at most.
 constexpr int kPairsAtATime = 4, kPairsToCorrelate = 32;
 
-// Pairs whose rows, and at most vectors of strided tiles whose columns, a correlation has combined at once.
-constexpr int kStridedPairs = 2, kStridedLines = 28;
+// What a correlation of strided tiles has combined at once: the rows of so many pairs, and at most so many columns.
+constexpr int kStridedPairs = 2, kStridedRoom = 256;
 
 // Pairs of code rows that a synthesis spreads at once: enough of narrow ones to fill registers with a lone channel.
 inline int pairs_to_spread(const Shape& s, int lanes) { return std::clamp(8 * lanes / s.code_width, 1, 4); }

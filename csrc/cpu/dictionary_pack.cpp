@@ -238,7 +238,7 @@ void DictionaryPack::pack_tiles(float scale, const Kernels& kernels) {
   const double most = packed.most();
   if (!std::isfinite(most)) return;  // Those of the synthesis may overflow: it finds that in what they make.
   tile_analysis_ = packed.take();
-  view_.tiles.headroom = headroom(most);
+  view_.tiles.headroom = headroom(2 * most);  // Halves of weights that are made whole.
   view_.tiles.analysis = tile_analysis_.data();
   view_.tiles.spread = tile_spread_.data();
 }

@@ -3,7 +3,8 @@
 
 // Lines at once: what they combine to in one row stays in a first-level cache, 24 KiB and 3.5 of codes that wait with
 // AVX2, 27 KiB and 4 with AVX-512. The more they are, the less often sums are added up.
-constexpr int kLines = kRegisters == 32 ? 16 : kStridedLines;
+constexpr int kLines = kRegisters == 32 ? 16 : 28;
+static_assert(kLines * kLanes <= kStridedRoom);
 
 // Two vectors of the codes of a pair of rows each: [vector][row].
 struct StridedLine {

@@ -12,6 +12,20 @@ struct TilePositions {
   int count = 0;
 };
 
+// Half of what sums begin with, of both columns, which are subtracted from each other: an infinite threshold counts as
+// the largest number, which no sum exceeds where tiles are taken.
+template <int A, int V>
+static inline __attribute__((always_inline)) void start_halves(const AnalysisEpilogue& e, int atom, Vec (&sums)[A][V]) {
+  clear(sums);
+  if (!starts_below(e)) return;
+#pragma GCC unroll 4
+  for (int a = 0; a < A; ++a) {
+    const float half = 0.5f * std::min(e.threshold[atom + a], std::numeric_limits<float>::max());
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[a][v] = Vec{} - half;
+  }
+}
+
 // What is multiplied, one product after the other.
 template <int M, int A, int V>
 struct TileProducts {
@@ -78,7 +92,7 @@ static void tile_positions(const AnalysisBlock& b, const TilePositions& position
       Vec even[A][V], odd[A][V];
       {
         Vec lower_even[A][V], lower_odd[A][V];
-        start(e, atom, even, 0.5f);
+        start_halves(e, atom, even);
         products.template add<false, true>(even, odd);
         products.template add<true, true>(lower_even, lower_odd);
         each_sum<A, V>([&](int a, int v) {

@@ -59,7 +59,7 @@ static inline void hold(Vec& value) {
 #endif
 }
 
-// The same for an address, where the compiler would rather keep the first and what each is away from it.
+// The same for an address, where the compiler would rather keep one and how far the others lie from it.
 template <typename T>
 static inline void hold(T*& address) {
   asm("" : "+r"(address));

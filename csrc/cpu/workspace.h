@@ -60,8 +60,8 @@ class Pool {
     if (dictionary.strided && correlates) count = kStridedPairs;
     const int rows = count * dictionary.pairs.rows();
     if (!dictionary.strided) return image(rows, rows).base;
-    const int64_t tile = int64_t{9} * 16 * shape_.channels * dictionary.pairs.rows();
-    return floats(rows * image_row() + 16 + (correlates ? kStridedLines : 1) * tile);
+    const int64_t column = int64_t{9} * shape_.channels * dictionary.pairs.rows();
+    return floats(rows * image_row() + 16 + (correlates ? kStridedRoom : 16) * column);
   }
 
   // Room for the products of a synthesis.

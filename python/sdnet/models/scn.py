@@ -40,13 +40,21 @@ def in_cache(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(matrix.split(max(PICTURES, size)) for matrix in rows), strict=True)
 
 
+def has_wide_convolutions(rows: Tensor) -> bool:
+    """Whether convolutions are oneDNN's with AVX-512: others may take longer than products."""
+    if rows.device.type != "cpu" or rows.dtype != torch.float32:
+        return False
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and mkldnn.enabled and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
 def multiply(rows: Tensor, matrix: Tensor) -> Tensor:
-    """rows @ matrix, (P, n) and (n, n), on a CPU as a 1x1 convolution where P allows it.
+    """rows @ matrix, (P, n) and (n, n), on a CPU with AVX-512 as a 1x1 convolution where P allows it.
 
     oneDNN's convolutions use AVX-512 wherever a CPU has it, MKL's products on Intel's alone.
     """
     count, length = rows.shape
-    if rows.device.type != "cpu" or count == 0 or count % PICTURES:
+    if count == 0 or count % PICTURES or not has_wide_convolutions(rows):
         return rows @ matrix
     maps = rows.view(PICTURES, -1, 1, length).permute(0, 3, 1, 2)
     return F.conv2d(maps, matrix.t().reshape(length, length, 1, 1)).permute(0, 2, 3, 1).reshape(count, length)
@@ -63,7 +71,7 @@ def nonnegative_code(products: Tensor, gram: Tensor, lmbda: Tensor) -> Tensor:
         dL/d(A'y) = beta,  dL/d(A'A) = -x beta',  dL/dlmbda = -sum(beta).
     """
     step, contraction = descent(gram)
-    constants = step * (products - lmbda.clamp_min(0))
+    constants = (step * (products - lmbda.clamp_min(0))).contiguous()
     return torch.cat([descend(contraction, constant, multiply) for (constant,) in in_cache(constants)])
 
 
@@ -75,13 +83,13 @@ def descent(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def descend(
-    contraction: Tensor, constant: Tensor, multiply: Callable[[Tensor, Tensor], Tensor] = torch.matmul
+    contraction: Tensor, constant: Tensor, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul
 ) -> Tensor:
-    """FISTA's steps max(point @ contraction + constant, 0), of which multiply makes the products."""
+    """FISTA's steps max(point @ contraction + constant, 0), their products in operators of ONNX by default."""
     code = point = torch.zeros_like(constant)
     t = 1.0
     for _ in range(N_ITER):
-        following = multiply(point, contraction).add_(constant).clamp_min_(0)
+        following = product(point, contraction).add_(constant).clamp_min_(0)
         t_next = (1 + math.sqrt(1 + 4 * t * t)) / 2
         point = torch.lerp(code, following, 1 + (t - 1) / t_next)
         code, t = following, t_next
