@@ -20,7 +20,7 @@ NETWORKS = {
     "ResNet-18": ("cifar10_resnet18_w16", "#999999"),
     "SDNet-18": ("cifar10_sdnet18_w16", "#1b7837"),
     "SDNet-18-all": ("cifar10_sdnet18_all_w16", "#7fbf7b"),
-    "SCN, lmbda 0": ("cifar10_scn_lmbda_0_w16", "#5b7fb5"),
+    "SCN": ("cifar10_scn_w16", "#5b7fb5"),
     "MDEQ": ("cifar10_mdeq_small_w8", "#b2622d"),
 }
 
