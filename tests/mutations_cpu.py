@@ -274,7 +274,10 @@ MUTATIONS: dict[str, Table] = {
             ("weights, even, <<BeginsEven && m == 0>>);", "BeginsEven"),
             ("weights, odd, <<BeginsOdd && m == 0>>);", "BeginsOdd"),
             ("const float half = <<0.5f>> *", "1.0f"),
-            ("std::min(e.threshold[atom + a], <<std::numeric_limits<float>::max()>>)", "HUGE_VALF"),
+            (
+                "std::min(e.threshold[atom + a], <<std::numeric_limits<float>::max()>>)",
+                "std::numeric_limits<float>::infinity()",
+            ),
             ("add_and_subtract(<<lower_even[a][v]>>, lower_odd[a][v])", "lower_odd[a][v]"),
             ("if (<<!whole>>) keep_codes", "false"),
             ("products.pixels[v] = <<positions.products[from + v]>>", "positions.products[from]"),
