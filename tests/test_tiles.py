@@ -153,7 +153,7 @@ def test_products_of_large_atoms_overflow_only_where_they_do_row_by_row(
 
 
 def test_partial_sums_of_tiles_overflow_only_where_codes_do(backend: str) -> None:
-    """Those of the upper rows are larger than the code of the lower one, which has a pixel that they cancel."""
+    """A code is 1.04 - 0.15 of the largest number: it fits, and not every partial sum of its products does."""
     pixel = 1e36
     largest = torch.finfo(torch.float32).max / pixel
     x, dictionary = torch.zeros(1, 3, 8, 32), torch.zeros(4, 3, 3, 3)
